@@ -1,0 +1,91 @@
+# `make demo` and `make test` need nothing but Python 3.11+: they make .venv and install into it what pyproject.toml names.
+PYTHON ?= python3
+BIN := .venv/bin
+CORES := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+# loadgroup keeps the TPU compiles on one worker (libtpu holds a lock). On a GPU: make test JAX_PLATFORMS=cuda
+PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+NEED_NO_EXTRA := not oracle and not tpu
+
+.PHONY: help demo test test-all oracle tpu deep lint types check
+.SUFFIXES:
+
+help:
+	@echo "make demo      decode with a small real model and show what parallel decoding does"
+	@echo "make test      the quick tests, on the CPU, a few minutes"
+	@echo "make test-all  the slow ones too"
+	@echo "make oracle    compare with torch and transformers (installs both)"
+	@echo "make tpu       compile for TPU pods with the real compiler (installs libtpu; Linux on x86-64)"
+	@echo "make check     lint and test: before every commit"
+	@echo "make types     pyright"
+
+demo: .venv/.run
+	@echo "Running the demo: paradec demo"
+	@$(BIN)/python -m paradec demo
+
+test: .venv/.test
+	@echo "Running the quick tests on $(CORES) processes"
+	@$(PYTEST) -m "$(NEED_NO_EXTRA) and not slow" $(ARGS)
+
+test-all: .venv/.test
+	@echo "Running all tests that need no extra, on $(CORES) processes"
+	@$(PYTEST) -m "$(NEED_NO_EXTRA)" $(ARGS)
+
+# pytest's 5 is "no test was selected".
+oracle: .venv/.oracle
+	@echo "Running the comparisons with torch and transformers"
+	@$(PYTEST) -m oracle $(ARGS) || [ $$? -eq 5 ]
+
+tpu: .venv/.aot
+	@echo "Running the TPU compiles"
+	@$(PYTEST) -m tpu $(ARGS) || [ $$? -eq 5 ]
+
+# Both at once, for CI.
+deep: .venv/.oracle .venv/.aot
+	@echo "Running the comparisons and the TPU compiles"
+	@$(PYTEST) -m "oracle or tpu" $(ARGS) || [ $$? -eq 5 ]
+
+lint: .venv/.dev
+	@echo "Running ruff"
+	@$(BIN)/ruff check .
+
+types: .venv/.dev
+	@$(BIN)/pyright
+
+check: lint test
+
+# One stamp for each set of extras, renewed when pyproject.toml changes: a second run starts at once.
+.venv/.run: pyproject.toml | $(BIN)/python
+	@echo "Installing paradec and what it needs into .venv (once, a minute or two)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.test: pyproject.toml | $(BIN)/python
+	@echo "Installing paradec and its test tools into .venv (once, a minute or two)"
+	@$(PIP) -e '.[test]'
+	@touch $@ .venv/.run
+
+.venv/.dev: .venv/.test
+	@echo "Installing ruff and pyright into .venv (once)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.aot: .venv/.test
+	@echo "Installing the TPU compiler into .venv (once)"
+	@$(PIP) -e '.[aot]'
+	@touch $@
+
+# The tested torch first, where an index has it; otherwise what transformers takes.
+.venv/.oracle: .venv/.test
+	@echo "Installing torch and transformers into .venv (once)"
+	@$(PIP) torch==2.13.0 || echo "torch 2.13.0 cannot be had here; taking another"
+	@$(PIP) -e '.[oracle]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "paradec needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv. Then run make again."; exit 1; }
+	@echo "Making a virtual environment in .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv

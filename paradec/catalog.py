@@ -1,0 +1,156 @@
+"""One row per published system that paradec holds. The README's table, `paradec methods` and the laws all read it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from paradec.decode.drafters.ar import NoDraft
+from paradec.decode.drafters.draft_model import DraftModel
+from paradec.decode.drafters.jacobi import Jacobi
+from paradec.decode.drafters.lookahead import Lookahead
+from paradec.decode.drafters.prompt_lookup import PromptLookup
+from paradec.decode.speculative import Speculative, speculative
+from paradec.decode.verify import Match, Rejection, Typical
+from paradec.errors import InputError, UnknownName
+from paradec.types import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method of the catalogue. `exact_*` is a promise with a law behind it: the tokens of `ar`, in float32."""
+
+    name: str
+    title: str
+    arxiv: str | None
+    family: str
+    exact_greedy: bool
+    exact_sampled: bool
+    trained: bool
+    drafter: Callable[..., Any]
+    status: str = "ready"
+
+    def public(self) -> dict[str, Any]:
+        """The row without its factory: what `paradec methods --json` prints."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k != "drafter"}
+
+    def options(self) -> dict[str, Any]:
+        """The method's own options and their defaults, `accept` among them."""
+        own = {
+            f.name: f.default
+            for f in dataclasses.fields(self.drafter)
+            if f.name not in ("taps", "model", "depth", "span", "nodes")
+        }
+        return own | {"accept": "match"}
+
+
+ROWS = (
+    Row("ar", "Plain autoregressive decoding", None, "baseline", True, True, False, NoDraft),
+    Row("prompt_lookup", "Prompt lookup decoding", None, "lookup", True, True, False, PromptLookup),
+    Row("jacobi", "Jacobi decoding", "2305.10427", "fixed point", True, True, False, Jacobi),
+    Row("lookahead", "Lookahead decoding", "2402.02057", "fixed point", True, True, False, Lookahead),
+    Row("draft_model", "Speculative decoding", "2211.17192", "draft model", True, True, False, DraftModel),
+)
+METHODS: Mapping[str, Row] = {row.name: row for row in ROWS}
+RULES: Mapping[str, Callable[[], Any]] = {"match": Match, "rejection": Rejection, "typical": Typical.of}
+
+
+def find(name: str) -> Row:
+    """The row of that name. Raises `UnknownName` with the nearest one."""
+    if name not in METHODS:
+        raise UnknownName("method", name, METHODS)
+    return METHODS[name]
+
+
+def promises(name: str, options: Mapping[str, Any], temperature: float) -> bool:
+    """Whether the method, with these options, promises the tokens of `ar` at this temperature."""
+    row, rule = find(name), options.get("accept", "match")
+    if temperature <= 0:
+        return row.exact_greedy
+    # Rejection is exact in law, but draws other tokens than `ar`; typical acceptance is lossy.
+    return row.exact_sampled and rule == "match"
+
+
+def parse(name: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """Options from `key=value` strings, typed by the method's defaults. Raises on what the method does not have."""
+    known, out = find(name).options(), {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"A method option reads key=value; {pair!r} has no '='.")
+        if key == "draft":
+            out[key] = text
+            continue
+        check(name, {key: None})
+        out[key] = _typed(name, key, text, known[key])
+    return out
+
+
+def check(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `UnknownName` for the first option that the method does not have."""
+    known = find(name).options()
+    extra = {"draft"} if name == "draft_model" else set()
+    for key in options:
+        if key not in known and key not in extra:
+            raise UnknownName(f"option of {name}", key, set(known) | extra)
+
+
+def _typed(name: str, key: str, text: str, default: Any) -> Any:
+    kinds: dict[type, Callable[[str], Any]] = {bool: _boolean, int: int, float: float, str: str}
+    try:
+        return kinds[type(default)](text)
+    except ValueError:
+        kind = type(default).__name__
+        raise InputError(f"Option {key} of {name} is {_article(kind)} (default {default}); {text!r} is not.") from None
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError(text)
+    return text.lower() in ("true", "1", "yes")
+
+
+def _article(kind: str) -> str:
+    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, "a word")
+
+
+def build(name: str, target: Model, eos: Iterable[int], draft: Model | None = None, **options: Any) -> Speculative:
+    """The method of that name for `target`; its parameters are {"target": …} and, with a draft model, {"draft": …}."""
+    row = find(name)
+    check(name, options)
+    rule = options.pop("accept", "match")
+    if rule not in RULES:
+        raise UnknownName("accept rule", str(rule), RULES)
+    for key, default in row.options().items():
+        value = options.get(key, default)
+        if isinstance(default, int) and not isinstance(default, bool) and value < 1:
+            raise InputError(f"Option {key} of {name} must be at least 1; {value} was given.")
+    if row.drafter is DraftModel:
+        if draft is None:
+            raise InputError(
+                "draft_model needs a second model: pass draft=… (a name that `paradec models` lists, or a folder)."
+            )
+        if draft.vocab_size != target.vocab_size:
+            raise InputError(
+                f"The draft model has a vocabulary of {draft.vocab_size} tokens and the target one of "
+                f"{target.vocab_size}; they must share one tokenizer."
+            )
+        options = {"model": draft, "shared_noise": rule == "match"} | options
+    elif rule == "rejection" and name not in ("ar", "prompt_lookup", "jacobi"):
+        raise InputError(f"The rejection rule verifies chains; {name} drafts a tree. Use accept=match.")
+    if name == "lookahead" and options.get("ngram", 5) < 3:
+        raise InputError("Option ngram of lookahead must be at least 3: with 2 there is no window row to iterate.")
+    return speculative(target, row.drafter(**options), accept=RULES[rule](), eos=eos)
+
+
+def table() -> str:
+    """The catalogue as a Markdown table, for the README."""
+    lines = ["| method | system | paper | exact greedy / sampled | needs training |", "| --- | --- | --- | --- | --- |"]
+    for row in ROWS:
+        paper = f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else "-"
+        exact = f"{'yes' if row.exact_greedy else 'no'} / {'yes' if row.exact_sampled else 'no'}"
+        lines.append(f"| `{row.name}` | {row.title} | {paper} | {exact} | {'yes' if row.trained else 'no'} |")
+    return "\n".join(lines)
+

@@ -1,0 +1,108 @@
+"""Speculative decoding with a second, smaller model."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Int, PyTree
+
+from paradec.decode.sampling import DRAFT, NEXT, next_tokens, warp
+from paradec.decode.trees import chain, last_token
+from paradec.types import DecodeState, Model, Rows, Scored, Tree, Verdict
+
+
+@struct.dataclass
+class DraftModel:
+    """`num_draft` tokens from another model, whose parameters are `params["draft"]`.
+
+    It samples like the target. With `shared_noise` it uses the target's own noise, which makes equal laws draw equal
+    tokens (for the `Match` rule); without, its own, and the law `logq` it drew from goes along (for `Rejection`).
+    It never commits what may be refused: it drafts on its cache plus a pending delta, and `observe` commits the part
+    that became text. Its cache covers length - 1 tokens, or one fewer after a full acceptance, whose last token it has
+    never read: so the first draft call always reads two. Sources: 2211.17192, 2302.01318.
+    """
+
+    model: Model = struct.field(pytree_node=False)
+    num_draft: int = struct.field(pytree_node=False, default=4)
+    shared_noise: bool = struct.field(pytree_node=False, default=True)
+    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    @property
+    def depth(self) -> int:
+        return self.num_draft
+
+    @property
+    def span(self) -> int:
+        return self.num_draft
+
+    @property
+    def nodes(self) -> int:
+        return self.num_draft + 1
+
+    @property
+    def calls(self) -> int:
+        """Calls of the draft model per step."""
+        return self.num_draft
+
+    def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
+        return self.model.init_cache(batch, slots + self.num_draft + 2)
+
+    def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
+        cache, weights, K = state.carry, params["draft"], self.num_draft
+        behind = state.length - 1 - cache.length  # 0, or 1 after a full acceptance
+        B = behind.shape[0]
+        before = jnp.take_along_axis(state.tokens, jnp.maximum(state.length - 2, 0)[:, None], axis=1)
+        index = lax.iota(jnp.int32, K + 1)[None]
+        # Row 0 is the token before the last one; where the cache has it already, nobody hangs on it.
+        parent = jnp.where(index == 1, jnp.where(behind > 0, 0, 1)[:, None], jnp.maximum(index - 1, 0))
+        two = Rows(
+            token=jnp.concatenate([before, last_token(state)[:, None]], axis=1),
+            depth=jnp.stack([jnp.zeros_like(behind), behind], axis=1),
+            parent=parent,
+        )
+        out, delta = self.model.extend(weights, cache, two, self.model.init_delta(B, K + 1), live=~state.done)
+        first, law = self._draw(out.logits[:, 1:], state, jnp.int32(0))
+        draft = jnp.zeros((B, K), jnp.int32).at[:, 0].set(first)
+        laws = None if law is None else jnp.zeros((B, K, law.shape[-1]), law.dtype).at[:, 0].set(law)
+
+        def more(i: Array, carry: tuple) -> tuple:
+            draft, laws, delta = carry
+            token = lax.dynamic_slice_in_dim(draft, i - 1, 1, axis=1)
+            rows = Rows(token=token, depth=(behind + i)[:, None], parent=parent, start=i + 1)
+            out, delta = self.model.extend(weights, cache, rows, delta, live=~state.done)
+            token, law = self._draw(out.logits, state, i)
+            if laws is not None:
+                laws = lax.dynamic_update_slice_in_dim(laws, law[:, None], i, axis=1)
+            return draft.at[:, i].set(token), laws, delta
+
+        draft, laws, delta = lax.fori_loop(1, K, more, (draft, laws, delta))
+        tree = chain(state, draft)
+        if laws is not None:
+            tree = tree.replace(logq=jnp.pad(laws, ((0, 0), (1, 0), (0, 0))))
+        return tree, (delta, behind)
+
+    def _draw(self, logits: Array, state: DecodeState, step: Array) -> tuple[Int[Array, "B"], Array | None]:
+        at, here = state.length + step, jnp.zeros_like(logits[:, :, 0], dtype=jnp.int32)
+        purpose = NEXT if self.shared_noise else DRAFT
+        token = next_tokens(logits, state.sampling, state.key, at, here, 0, purpose)[:, 0]
+        law = None if self.shared_noise else jax.nn.log_softmax(warp(logits, state.sampling)[:, 0], axis=-1)
+        return token, law
+
+    def observe(
+        self, params: PyTree, state: DecodeState, tree: Tree | None, scored: Scored, verdict: Verdict, scratch: PyTree
+    ) -> PyTree:
+        if tree is None:
+            return self._read_prompt(params, state, verdict)
+        delta, behind = scratch
+        read = jnp.minimum(verdict.count, self.num_draft)  # the last drafted token was never fed
+        count = jnp.where(verdict.count > 0, behind + read, 0)
+        path = 1 - behind[:, None] + lax.iota(jnp.int32, self.num_draft + 1)[None]
+        return self.model.commit(state.carry, delta, jnp.minimum(path, self.num_draft), count)
+
+    def _read_prompt(self, params: PyTree, state: DecodeState, verdict: Verdict) -> PyTree:
+        at = state.carry.length[:, None] + lax.iota(jnp.int32, verdict.token.shape[1])[None]
+        token = jnp.take_along_axis(state.tokens, jnp.minimum(at, state.tokens.shape[1] - 1), axis=1)
+        _, delta = self.model.extend(params["draft"], state.carry, Rows.chain(token), live=verdict.count > 0)
+        return self.model.commit(state.carry, delta, None, verdict.count)

@@ -1,0 +1,127 @@
+"""Lookahead decoding: Jacobi iterates as a source of n-grams, verified in the same call."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Int, Int32, PyTree
+
+from paradec.decode.drafters.jacobi import text_tokens
+from paradec.decode.trees import last_token, trie
+from paradec.types import DecodeState, Scored, Tree, Verdict
+
+
+@struct.dataclass
+class LookaheadCarry:
+    """The window of past iterates (its corner, the last committed token, is not stored) and the n-gram pool."""
+
+    window: Int32[Array, "B R W"]
+    filled: Bool[Array, "B"]
+    pool: Int32[Array, "B Q G"]
+    age: Int32[Array, "B Q"]  # call in which an entry was last seen; -1: empty
+
+
+@struct.dataclass
+class Lookahead:
+    """n-grams harvested from the diagonals of `ngram - 1` Jacobi iterates of width `window`; `guesses` tried per call.
+
+    Tree: root, then the window (auxiliary: row r of column j hangs on row r-1 of its column, row 0 on its left
+    neighbour, so ancestry alone gives the published mask), then the pool's n-grams that start with the last token, as a
+    trie. Source: 2402.02057. Deviations: the pool is a ring per row (least recently seen leaves) instead of a table
+    over the vocabulary; the window starts full of tokens of the text, without warm-up calls; the target's own token
+    after a full match is used.
+    """
+
+    ngram: int = struct.field(pytree_node=False, default=5)
+    window: int = struct.field(pytree_node=False, default=7)
+    guesses: int = struct.field(pytree_node=False, default=7)
+    pool: int = struct.field(pytree_node=False, default=128)
+    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    @property
+    def rows(self) -> int:
+        return self.ngram - 1
+
+    @property
+    def depth(self) -> int:
+        return self.ngram - 1
+
+    @property
+    def span(self) -> int:
+        return self.rows + self.window - 2
+
+    @property
+    def nodes(self) -> int:
+        return self.rows * self.window + self.guesses * (self.ngram - 1)
+
+    def init(self, params: PyTree, batch: int, slots: int) -> LookaheadCarry:
+        return LookaheadCarry(
+            window=jnp.zeros((batch, self.rows, self.window), jnp.int32),
+            filled=jnp.zeros(batch, bool),
+            pool=jnp.zeros((batch, self.pool, self.ngram), jnp.int32),
+            age=jnp.full((batch, self.pool), -1, jnp.int32),
+        )
+
+    def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
+        carry, root = state.carry, last_token(state)
+        B, size = root.shape[0], self.rows * self.window
+        position = state.length[:, None] + lax.iota(jnp.int32, size)[None]
+        guess = text_tokens(state, position).reshape(B, self.rows, self.window)
+        window = jnp.where(carry.filled[:, None, None], carry.window, guess).at[:, 0, 0].set(root)
+
+        match = jnp.where(carry.pool[:, :, 0] == root[:, None], carry.age, -1)
+        age, best = lax.top_k(match, self.guesses)
+        grams = jnp.take_along_axis(carry.pool, best[:, :, None], axis=1)[:, :, 1:]
+        parent, depth, valid = trie(grams, age >= 0, first=size)
+
+        r, j = jnp.meshgrid(jnp.arange(self.rows), jnp.arange(self.window), indexing="ij")
+        above = jnp.where(r > 0, (r - 1) * self.window + j, jnp.maximum(j - 1, 0)).astype(jnp.int32)
+        flat = lambda x: jnp.broadcast_to(x.reshape(1, size).astype(jnp.int32), (B, size))
+        tree = Tree(
+            token=jnp.concatenate([window.reshape(B, size), grams.reshape(B, -1)], axis=1),
+            parent=jnp.concatenate([flat(above), parent], axis=1),
+            depth=jnp.concatenate([flat(r + j), depth], axis=1),
+            valid=jnp.concatenate([jnp.ones((B, size), bool), valid], axis=1),
+            walk=jnp.broadcast_to((jnp.arange(self.nodes) >= size).at[0].set(True)[None], (B, self.nodes)),
+        )
+        return tree, window
+
+    def observe(
+        self, params: PyTree, state: DecodeState, tree: Tree | None, scored: Scored, verdict: Verdict, scratch: PyTree
+    ) -> LookaheadCarry:
+        carry = state.carry
+        if tree is None:
+            return carry
+        window, end = scratch, self.rows * self.window
+        newest = scored.choice[:, end - self.window : end]
+        grams = jnp.concatenate([window.swapaxes(1, 2), newest[:, :, None]], axis=2)
+        pool, age = _remember(carry.pool, carry.age, grams, state.calls)
+        # The window moves one column to the right per call, however many tokens were accepted.
+        first = jnp.concatenate([window[:, :1, :1], window[:, 1:2, 1:]], axis=2)
+        moved = jnp.concatenate([first, window[:, 2:], newest[:, None]], axis=1)
+        new = LookaheadCarry(window=moved, filled=jnp.ones_like(carry.filled), pool=pool, age=age)
+        live = verdict.count > 0
+        pick = lambda a, b: jnp.where(live.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+        return LookaheadCarry(
+            window=pick(new.window, carry.window),
+            filled=carry.filled | live,
+            pool=pick(pool, carry.pool),
+            age=pick(age, carry.age),
+        )
+
+
+def _remember(
+    pool: Int[Array, "B Q G"], age: Int[Array, "B Q"], grams: Int[Array, "B W G"], now: Int[Array, "B"]
+) -> tuple[Int32[Array, "B Q G"], Int32[Array, "B Q"]]:
+    """The pool with each n-gram in it once: known ones become young again, new ones replace the oldest."""
+
+    def add(w: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        pool, age = carry
+        gram = grams[:, w]
+        known = jnp.all(pool == gram[:, None], axis=-1) & (age >= 0)
+        at = jnp.where(known.any(-1), jnp.argmax(known, axis=-1), jnp.argmin(age, axis=-1))[:, None]
+        here = lax.broadcasted_iota(at.dtype, age.shape, 1) == at
+        return jnp.where(here[:, :, None], gram[:, None], pool), jnp.where(here, now[:, None], age)
+
+    return lax.fori_loop(0, grams.shape[1], add, (pool, age))

@@ -1,0 +1,81 @@
+"""Drivers: `start` a decode, `run` it to the end on the device, or `stream` it. All three use the method's one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Int, Int32, PyTree
+
+from paradec.types import OPEN, DecodeState, Method, Prompt, Sampling
+
+
+class Snapshot(NamedTuple):
+    """Host copies of what a reader of a running decode needs; the state itself is donated to the next step."""
+
+    tokens: Int32[np.ndarray, "B S"]
+    committed_at: Int32[np.ndarray, "B S"]
+    length: Int32[np.ndarray, "B"]
+    done: Bool[np.ndarray, "B"]
+    calls: Int32[np.ndarray, "B"]
+
+
+def snapshot(state: DecodeState) -> Snapshot:
+    """Fetch the small leaves of a state."""
+    leaves = (state.tokens, state.committed_at, state.length, state.done, state.calls)
+    return Snapshot(*(np.asarray(x) for x in jax.device_get(leaves)))
+
+
+@partial(jax.jit, static_argnames=("slots", "chunk"))
+def start(
+    method: Method,
+    params: PyTree,
+    prompt: Prompt,
+    limit: Int[Array, "B"],
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    slots: int,
+    chunk: int,
+) -> DecodeState:
+    """The state after reading the prompt; no token is generated yet. Compiles once per (batch, slots, chunk)."""
+    state = method.init(params, prompt, limit, key, sampling, slots)
+    return method.prefill(params, state, chunk)
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def run(method: Method, params: PyTree, state: DecodeState, turns: Int[Array, ""] | int = OPEN) -> DecodeState:
+    """Step until every row is done, or at most `turns` times (a value, not a shape). The state is donated."""
+
+    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
+        return (carry[0] < turns) & ~jnp.all(carry[1].done)
+
+    def turn(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+        return carry[0] + 1, method.step(params, carry[1])
+
+    return lax.while_loop(unfinished, turn, (jnp.int32(0), state))[1]
+
+
+def stream(method: Method, params: PyTree, state: DecodeState, every: int = 1) -> Iterator[Snapshot]:
+    """Yield what is settled after every `every` turns, until all rows are done. It is `run`, a few turns at a time."""
+    while True:
+        state = run(method, params, state, np.int32(every))
+        now = snapshot(state)
+        yield now
+        if now.done.all():
+            return
+
+
+def bucket(n: int, smallest: int = 16) -> int:
+    """`n` rounded up to a power of two or the middle between two, so that few shapes are ever compiled."""
+    size = smallest
+    while size < n:
+        if size * 3 // 2 >= n:
+            return size * 3 // 2
+        size *= 2
+    return size

@@ -1,0 +1,46 @@
+"""`paradec demo`: a real model writes the same text in several ways, drawn as it is decoded, then compared."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from rich.rule import Rule
+
+from paradec import viz
+
+PROMPT = (
+    "Repeat this list and add one more item at the end:\n"
+    "1. Wash the red apples in the kitchen sink.\n2. Wash the green apples in the kitchen sink.\n"
+    "3. Cut the red apples into thin slices.\n4. Cut the green apples into thin slices.\n"
+    "5. Put the slices on the white plate."
+)
+METHODS = ("ar", "prompt_lookup", "jacobi", "lookahead")
+
+
+def demo(model: str = "smollm2-135m", max_new_tokens: int = 96, prompt: str = PROMPT, repeats: int = 3) -> int:
+    """Load the model, draw each method's decode as it happens, and time them against each other."""
+    from paradec.cli import ERR, OUT, load_model, show_comparison
+    from paradec.comparison import compare
+
+    begin = time.perf_counter()
+    OUT.print(Rule(f"paradec: {model}, one text, {len(METHODS)} ways"))
+    lm = load_model(model, "float32")
+    loaded = time.perf_counter() - begin
+    OUT.print(f"Prompt: {prompt}\n", style="dim", markup=False)
+    first = None
+    for method in METHODS:
+        with ERR.status(f"Compiling {method}") if ERR.is_terminal else contextlib.nullcontext():
+            next(lm.stream(prompt, method=method, max_new_tokens=max_new_tokens))
+        first = first or time.perf_counter() - begin
+        steps = lm.stream(prompt, method=method, max_new_tokens=max_new_tokens)
+        viz.render(viz.live((step.trace() for step in steps), OUT), OUT)
+    ERR.print("Timing: every method decodes the text again, in turn…", style="dim")
+    report = compare(lm, [prompt], METHODS, repeats=repeats, max_new_tokens=max_new_tokens)
+    show_comparison(report)
+    OUT.print(
+        f"Weights were ready after {loaded:.1f} s, the first token came after {first:.1f} s (compilation included). "
+        "Tokens of one call share a colour; every method wrote the same tokens.",
+        style="dim",
+    )
+    return 0

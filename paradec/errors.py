@@ -1,0 +1,43 @@
+"""What can go wrong for a user. Every message is a sentence that says what to do next.
+
+All of them are `ParadecError`, so a program can catch one class; the command line prints the sentence and exits with 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ParadecError(Exception):
+    """The base of every error paradec raises on purpose."""
+
+
+class InputError(ParadecError, ValueError):
+    """A prompt, an option or a number that cannot be decoded as asked."""
+
+
+class UnknownName(ParadecError, KeyError):
+    """A method, model, option or architecture that does not exist; the message names the nearest one that does."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        suggestion = f" Did you mean {near[0]!r}?" if near else ""
+        choices = f" Known: {', '.join(known)}." if known else ""
+        super().__init__(f"There is no {kind} named {name!r}.{suggestion}{choices}{' ' + hint if hint else ''}")
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])
+
+
+class WeightsError(ParadecError):
+    """A weight file or folder that is damaged, incomplete, or does not fit the architecture it names."""
+
+
+class ResourceError(ParadecError):
+    """Something outside paradec is missing: the network, disk space, an optional package."""
+
+
+class ExactnessError(ParadecError):
+    """A method declared exact returned other tokens than plain decoding. This is a bug: please report it."""

@@ -1,0 +1,184 @@
+"""Folders in the layout of the Hugging Face hub: config.json beside one or several safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from paradec.errors import WeightsError
+from paradec.io import names
+from paradec.io.hf_config import Config, read_config, write_config
+from paradec.io.names import Entry, Tensor
+from paradec.models.transformer import Transformer, Weights
+
+STORED = ("F64", "F32", "F16", "BF16")
+
+_BLOCK = "model.layers.{}."
+_ATTENTION = _BLOCK + "self_attn."
+
+COMMON = [
+    Entry("model.embed_tokens.weight", "embed", "V D -> V D"),
+    Entry("model.norm.weight", "norm", "D -> D"),
+    Entry("lm_head.weight", "head", "V D -> V D"),
+    Entry(_BLOCK + "input_layernorm.weight", "blocks.attn_norm", "D -> D"),
+    Entry(_ATTENTION + "q_proj.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2]),
+    Entry(_ATTENTION + "k_proj.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -2]),
+    Entry(_ATTENTION + "v_proj.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -1]),
+    Entry(_ATTENTION + "q_proj.bias", "blocks.qkv_bias", "(H G K) -> H G K", np.s_[:, :-2]),
+    Entry(_ATTENTION + "k_proj.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -2]),
+    Entry(_ATTENTION + "v_proj.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -1]),
+    Entry(_ATTENTION + "q_norm.weight", "blocks.q_norm", "K -> K"),
+    Entry(_ATTENTION + "k_norm.weight", "blocks.k_norm", "K -> K"),
+    Entry(_ATTENTION + "o_proj.weight", "blocks.out", "D (H G K) -> H G K D"),
+    Entry(_BLOCK + "mlp.gate_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[:, 0]),
+    Entry(_BLOCK + "mlp.up_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[:, 1]),
+    Entry(_BLOCK + "mlp.down_proj.weight", "blocks.down", "D F -> F D"),
+]
+LLAMA_NORMS = [Entry(_BLOCK + "post_attention_layernorm.weight", "blocks.mlp_norm", "D -> D")]
+GEMMA_NORMS = [  # the same name as above means another norm here
+    Entry(_BLOCK + "post_attention_layernorm.weight", "blocks.attn_post_norm", "D -> D"),
+    Entry(_BLOCK + "pre_feedforward_layernorm.weight", "blocks.mlp_norm", "D -> D"),
+    Entry(_BLOCK + "post_feedforward_layernorm.weight", "blocks.mlp_post_norm", "D -> D"),
+]
+OUT_BIAS = [Entry(_ATTENTION + "o_proj.bias", "", "D -> D")]  # attention_bias adds one; paradec has none
+
+# The language model inside a multimodal checkpoint, under either of its names; and a bare one, without its head.
+PREFIXES = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+    **{part: "model." + part for part in ("embed_tokens.", "layers.", "norm.")},
+}
+# Tensors that a causal language model does without: the vision tower, and rotary tables of old checkpoints.
+IGNORED_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+
+def load_hf(folder: str | os.PathLike[str], dtype: str | None = None) -> tuple[Transformer, Weights]:
+    """The model in a folder, and its weights as numpy arrays (`jax.device_put` moves them, with or without shardings).
+
+    `dtype` None keeps the one named in config.json. Raises `UnknownName` for an architecture that paradec lacks and
+    `WeightsError` for anything missing, damaged or left over: every tensor is read or is on the list of ignored ones.
+    """
+    folder = Path(folder)
+    config = read_config(_json(folder / "config.json"), str(folder / "config.json"), dtype)
+    tensors = _canonical(_open(folder))
+    if config.model.tied:
+        _drop_copied_head(tensors)
+    return config.model, names.load(config.model, _entries(config), tensors)
+
+
+def save_hf(folder: str | os.PathLike[str], model: Transformer, weights: Weights) -> None:
+    """Write config.json and model.safetensors, which `load_hf` and transformers read back to the same numbers.
+
+    Raises `InputError` for a model that no family of the hub can express. An existing model there is replaced, the
+    weights in one step, so an interrupted write leaves no half file behind under that name.
+    """
+    folder = Path(folder)
+    config = write_config(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(names.store(model, _entries(read_config(config)), jax.device_get(weights)))
+    partial = folder / "model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _entries(config: Config) -> list[Entry]:
+    norms = GEMMA_NORMS if config.model.post_norms else LLAMA_NORMS
+    return COMMON + norms + (OUT_BIAS if config.out_bias else [])
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"There is no {path.name} in {path.parent}. Point at the folder of one model.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not readable JSON: {error}. Download it again.") from error
+
+
+def _open(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder by their names in the files, not yet read."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return _table(single)
+    if not index.exists():
+        raise WeightsError(
+            f"{folder} has neither model.safetensors nor model.safetensors.index.json. "
+            "Convert other formats with transformers: model.save_pretrained(folder)."
+        )
+    place = _json(index)
+    place = place.get("weight_map") if isinstance(place, Mapping) else None
+    if not isinstance(place, Mapping) or not all(isinstance(f, str) and Path(f).name == f for f in place.values()):
+        raise WeightsError(f"{index} should hold a weight_map from tensor names to file names. Download it again.")
+    shards = {file: _table(folder / file) for file in sorted(set(place.values()))}
+    for name, file in place.items():
+        if name not in shards[file]:
+            raise WeightsError(f"{index} places tensor {name!r} in {file}, which lacks it. Download both again.")
+    strays = [f"{name!r} in {file}" for file, table in shards.items() for name in table if place.get(name) != file]
+    if strays:
+        raise WeightsError(f"{index} does not list tensor {strays[0]}. Download the folder again.")
+    return {name: shards[file][name] for name, file in place.items()}
+
+
+def _table(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file; its header is checked by the safetensors library."""
+
+    def read(name: str) -> Callable[[], np.ndarray]:
+        return lambda: _with_file(path, lambda file: file.get_tensor(name))
+
+    def shapes(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+
+    found = _with_file(path, shapes)
+    for name, (_, dtype) in found.items():
+        if dtype not in STORED:
+            raise WeightsError(f"Tensor {name!r} in {path} is stored as {dtype}; paradec reads {', '.join(STORED)}.")
+    return {name: Tensor(shape, str(path), read(name)) for name, (shape, _) in found.items()}
+
+
+def _with_file(path: Path, use: Callable[[Any], Any]) -> Any:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return use(file)
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing. Download the folder again.") from None
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {error}. Download it again.") from error
+
+
+def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of a plain causal model, without those on the list of ignored ones."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(IGNORED_PREFIXES) or name.endswith(IGNORED_SUFFIXES):
+            continue
+        prefix = next((p for p in PREFIXES if name.startswith(p)), "")
+        plain = PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+        if plain in found:
+            raise WeightsError(f"{tensor.file} holds {plain!r} twice, once as {name!r}. Remove one of them.")
+        found[plain] = tensor
+    return found
+
+
+def _drop_copied_head(tensors: dict[str, Tensor]) -> None:
+    """Some tied checkpoints store the embedding a second time as the head; another head would be an untied model."""
+    head, embed = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if head is None or embed is None:
+        return
+    if head.shape != embed.shape or not np.array_equal(head.read(), embed.read()):
+        raise WeightsError(
+            f"{head.file} holds a vocabulary head of its own, but its config.json ties the head to the embedding. "
+            "Set tie_word_embeddings to false there if the head is meant."
+        )
+    del tensors["lm_head.weight"]

@@ -1,0 +1,185 @@
+"""Meshes, the rules that put logical axes on them, and the start-up of many hosts.
+
+A parameter says what its dimensions *mean* (`Spec.axes`: "vocab", "mlp", …); a `Rules` table says on which mesh axis
+each meaning is split. Changing the parallelism of a program is changing the table.
+
+    mesh = make_mesh(data=4, model=2)
+    weights = params.init(specs, key, params.shardings(specs, mesh, TENSOR))
+    with use(mesh, TENSOR):
+        decode.run(...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from paradec.errors import InputError, ResourceError, UnknownName
+
+
+class Rules(Mapping[str, str | tuple[str, ...] | None]):
+    """Logical axis → the mesh axis (or axes) it is split over; None: replicated. Frozen, hashable, equal by value.
+
+    It names every logical axis there is, so a misspelt one is an error and not a silent replica. `rules | {…}` makes
+    a changed copy.
+    """
+
+    def __init__(self, table: Mapping[str, str | tuple[str, ...] | None]):
+        self._table = dict(table)
+
+    def __getitem__(self, axis: str) -> str | tuple[str, ...] | None:
+        return self._table[axis]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __or__(self, other: Mapping[str, str | tuple[str, ...] | None]) -> Rules:
+        return Rules({**self._table, **other})
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._table.items()))
+
+    def __repr__(self) -> str:
+        return f"Rules({self._table})"
+
+
+REPLICATED = Rules({"batch": "data", "layers": None, "vocab": None, "embed": None, "kv_heads": None, "mlp": None})
+"""Data parallelism: rows are split, every device holds all weights."""
+
+TENSOR = REPLICATED | {"vocab": "model", "kv_heads": "model", "mlp": "model"}
+"""Rows over "data"; vocabulary, heads and the MLP's width over "model"."""
+
+FSDP = TENSOR | {"embed": "data"}
+"""As `TENSOR`, and every weight's width is split over "data" too, to be gathered where it is used."""
+
+
+def make_mesh(data: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with axes "data" and "model" over the first `data * model` devices. `data=-1` takes all that are left."""
+    available = list(jax.devices() if devices is None else devices)
+    if data == -1:
+        data = len(available) // max(model, 1)
+    if data < 1 or model < 1 or data * model > len(available):
+        raise ResourceError(
+            f"A mesh of data={data} × model={model} does not fit the {len(available)} device(s) here. On a CPU, "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=8, set before Python starts, pretends to have eight."
+        )
+    # jax's default is Explicit axis types, under which every gather and scatter of a decoding rule needs annotations.
+    types = (AxisType.Auto,) * 2
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=types, devices=available[: data * model])
+
+
+def layout(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Mapping = TENSOR
+) -> PartitionSpec:
+    """How an array of this shape, with these logical axes, lies on the mesh.
+
+    A dimension that the mesh axis does not divide stays replicated (3 heads on 8 devices), and so does one whose mesh
+    axis this mesh lacks. Two dimensions of one array on the same mesh axis are an error, at any mesh size.
+    """
+    if len(axes) != len(shape):
+        raise InputError(f"Axes {tuple(axes)} do not fit shape {tuple(shape)}: name every dimension (None: unsplit).")
+    owner: dict[str, str | None] = {}
+    split = []
+    for axis, size in zip(axes, shape, strict=True):
+        names = _mesh_axes(axis, rules)
+        for name in names:
+            if name in owner:
+                raise InputError(
+                    f"Logical axes {owner[name]!r} and {axis!r} of one array ({', '.join(map(str, axes))}) would both "
+                    f"be split over mesh axis {name!r}. Name one of them None, or change the rules."
+                )
+            owner[name] = axis
+        names = tuple(name for name in names if name in mesh.shape)
+        fits = names and size % math.prod(mesh.shape[name] for name in names) == 0
+        split.append(names if fits else None)
+    return PartitionSpec(*split)
+
+
+def _mesh_axes(axis: str | None, rules: Mapping) -> tuple[str, ...]:
+    if axis is None:
+        return ()
+    if axis not in rules:
+        raise UnknownName("logical axis", axis, rules, hint='Add it to the rules: `TENSOR | {"name": "model"}`.')
+    names = rules[axis]
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def batch_axes(rules: Mapping = TENSOR) -> tuple[str, ...]:
+    """The mesh axes over which the rows of a batch are split: what a mean over the batch reduces over."""
+    return _mesh_axes("batch", rules)
+
+
+def batch_sharding(mesh: Mesh, rules: Mapping = TENSOR) -> NamedSharding:
+    """The sharding of any array whose first axis is the batch. The mesh must divide the batch."""
+    return NamedSharding(mesh, PartitionSpec(batch_axes(rules) or None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The mesh and rules in use. Ask it where an array lies."""
+
+    mesh: Mesh
+    rules: Rules
+
+    def spec(self, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+        """See `layout`."""
+        return layout(axes, shape, self.mesh, self.rules)
+
+    def sharding(self, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+        """The same, bound to the mesh."""
+        return NamedSharding(self.mesh, self.spec(axes, shape))
+
+
+# Read while tracing, so it must be part of jit's cache key: a plain context variable would leave an old trace in force.
+_in_use = jax.make_user_context(None)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Mapping = TENSOR) -> Iterator[Placement]:
+    """Run what is inside on this mesh: `jax.set_mesh`, and `current()` for the ops that lay out by hand."""
+    placement = Placement(mesh, Rules(rules))
+    with jax.set_mesh(mesh), _in_use(placement):
+        yield placement
+
+
+def current() -> Placement | None:
+    """The placement of the enclosing `use`, also while tracing. None outside, and inside a `shard_map` body, where
+    arrays are one device's part already."""
+    inside_shard_map = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+    return None if inside_shard_map else _in_use.value
+
+
+def start(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    **rest: Any,
+) -> None:
+    """Join the other processes of this job, before anything else touches a device.
+
+    Without arguments jax finds the cluster by itself (Cloud TPU, Slurm, Open MPI, Kubernetes); where there is none, or
+    one process, or it has been called before, this does nothing. Arguments go to `jax.distributed.initialize`.
+    """
+    if jax.distributed.is_initialized() or num_processes == 1:
+        return
+    asked = not (coordinator_address is num_processes is process_id is None)
+    try:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id, **rest)
+    except ValueError as error:
+        if asked or "coordinator_address should be defined" not in str(error):
+            raise InputError(f"This process cannot join its job: {error}") from error
+    except RuntimeError as error:
+        if "must be called before" not in str(error):  # a network failure, say
+            raise
+        if asked or any(int(os.environ.get(size, 1)) > 1 for size in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
+            raise InputError("Call paradec.mesh.start() first: jax has already started without the others.") from error

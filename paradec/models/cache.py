@@ -1,0 +1,47 @@
+"""What a transformer remembers: the key/value cache, and the delta that a call would add to it."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Int32
+
+from paradec.ops.cache_write import cache_write
+
+BLOCK = 128
+"""Slots read at once. Caches are rounded up to it; a call reads as many blocks as its longest live row needs."""
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of every committed token but the last, head-major and stacked over layers."""
+
+    k: Float[Array, "L B H S K"]
+    v: Float[Array, "L B H S K"]
+    length: Int32[Array, "B"]
+
+
+@struct.dataclass
+class KVDelta:
+    """Keys and values that an `extend` computed and nobody has stored yet."""
+
+    k: Float[Array, "L B H N K"]
+    v: Float[Array, "L B H N K"]
+
+
+def empty_cache(layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype: str) -> KVCache:
+    """A cache of no tokens; slots are rounded up to the attention block, since block reads clamp silently."""
+    slots = -(-slots // BLOCK) * BLOCK
+    k = jnp.zeros((layers, batch, heads, slots, head_dim), dtype)
+    return KVCache(k=k, v=jnp.zeros_like(k), length=jnp.zeros(batch, jnp.int32))
+
+
+def commit(cache: KVCache, delta: KVDelta, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> KVCache:
+    """The cache with delta rows `path[:count]` appended to each row. Only the accepted path is touched."""
+
+    def along(x: Float[Array, "L B H N K"]) -> Float[Array, "L B H P K"]:
+        return x if path is None else jnp.take_along_axis(x, path[None, :, None, :, None], axis=3)
+
+    k = cache_write(cache.k, along(delta.k), cache.length, count)
+    v = cache_write(cache.v, along(delta.v), cache.length, count)
+    return KVCache(k=k, v=v, length=cache.length + count)

@@ -1,0 +1,280 @@
+"""One decoder stack that is Llama, SmolLM2, Mistral, Qwen2, Qwen3 or Gemma 3 by configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from paradec.models import cache as kv
+from paradec.models.cache import BLOCK, KVCache, KVDelta
+from paradec.ops.attention import attend, attend_cache, attend_masked
+from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors
+from paradec.ops.norm import rms_norm
+from paradec.ops.rope import Rope, angles, rotate
+from paradec.types import Output, Rows, Spec
+
+
+@struct.dataclass
+class Blocks:
+    """The layer stack: every leaf has a leading layer axis L. H here counts key/value heads, G queries per key head."""
+
+    attn_norm: Float[Array, "L D"]
+    qkv: Float[Array, "L D H G+2 K"]  # per key head: its G queries, then its key, then its value
+    qkv_bias: Float[Array, "L H G+2 K"] | None
+    q_norm: Float[Array, "L K"] | None
+    k_norm: Float[Array, "L K"] | None
+    out: Float[Array, "L H G K D"]
+    attn_post_norm: Float[Array, "L D"] | None
+    mlp_norm: Float[Array, "L D"]
+    gate_up: Float[Array, "L D 2 F"]  # [.., 0, :] gate, [.., 1, :] up
+    down: Float[Array, "L F D"]
+    mlp_post_norm: Float[Array, "L D"] | None
+
+
+@struct.dataclass
+class Weights:
+    """The parameter tree of a `Transformer`. `head` is None where it is tied to `embed`."""
+
+    embed: Float[Array, "V D"]
+    blocks: Blocks
+    norm: Float[Array, "D"]
+    head: Float[Array, "V D"] | None
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """A decoder's structure. Two equal ones never recompile; its weights are a `Weights` tree that you pass along."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_length: int = 2048  # positions the model was trained for
+    norm_eps: float = 1e-5
+    rope: Rope = Rope()
+    local_rope: Rope | None = None  # of sliding layers, where it differs (Gemma 3)
+    window: int = 0  # sliding layers see this many positions, themselves included; 0: none slide
+    sliding: tuple[bool, ...] = ()  # which layers slide; empty: all, if there is a window
+    tied: bool = True
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3, Gemma 3
+    post_norms: bool = False  # Gemma: a norm after attention and after the MLP too
+    unit_norm: bool = False  # Gemma: norms multiply by 1 + w
+    embed_scale: float = 1.0  # Gemma: sqrt(width)
+    query_scale: float | None = None  # factor on q·k; None: head_dim ** -0.5
+    activation: str = "silu"  # or "gelu_tanh"
+    dtype: str = "float32"  # of weights, activations and cache; norms, softmax and logits are float32
+
+    @property
+    def groups(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def scale(self) -> float:
+        """Factor on q·k."""
+        return self.head_dim**-0.5 if self.query_scale is None else self.query_scale
+
+    def slides(self) -> np.ndarray:
+        """Which layers attend through the sliding window: bool "L"."""
+        if not self.window:
+            return np.zeros(self.num_layers, bool)
+        return np.asarray(self.sliding or (True,) * self.num_layers)
+
+    def specs(self) -> Weights:
+        """The parameter tree, a `Spec` at every leaf."""
+        L, D, H, G, K, F = (
+            self.num_layers, self.width, self.num_kv_heads, self.groups, self.head_dim, self.mlp_width,
+        )  # fmt: skip
+
+        def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], init: float | str) -> Spec:
+            return Spec(shape, axes, init, self.dtype)
+
+        def norm(size: int, present: bool = True) -> Spec | None:
+            return spec((L, size), ("layers", None), "zeros" if self.unit_norm else "ones") if present else None
+
+        residual = (2 * L) ** -0.5  # keeps the residual stream's variance independent of depth
+        table = spec((self.vocab_size, D), ("vocab", "embed"), D**-0.5)
+        blocks = Blocks(
+            attn_norm=norm(D),
+            qkv=spec((L, D, H, G + 2, K), ("layers", "embed", "kv_heads", None, None), D**-0.5),
+            qkv_bias=spec((L, H, G + 2, K), ("layers", "kv_heads", None, None), "zeros") if self.qkv_bias else None,
+            q_norm=norm(K, self.qk_norm),
+            k_norm=norm(K, self.qk_norm),
+            out=spec((L, H, G, K, D), ("layers", "kv_heads", None, None, "embed"), (H * G * K) ** -0.5 * residual),
+            attn_post_norm=norm(D, self.post_norms),
+            mlp_norm=norm(D),
+            gate_up=spec((L, D, 2, F), ("layers", "embed", None, "mlp"), D**-0.5),
+            down=spec((L, F, D), ("layers", "mlp", "embed"), F**-0.5 * residual),
+            mlp_post_norm=norm(D, self.post_norms),
+        )
+        final = spec((D,), (None,), "zeros" if self.unit_norm else "ones")
+        return Weights(embed=table, blocks=blocks, norm=final, head=None if self.tied else table)
+
+    def forward(
+        self,
+        params: Weights,
+        token: Int[Array, "B T"],
+        *,
+        mask: Mask = Causal(),
+        position: Int[Array, "B T"] | None = None,
+        valid: Bool[Array, "B T"] | None = None,
+        segment: Int[Array, "B T"] | None = None,
+        taps: tuple[int, ...] = (),
+        remat: bool = False,
+    ) -> Output:
+        """Whole sequences at once. Another `mask` makes the same weights bidirectional or block-causal.
+
+        `valid` hides padding keys, `segment` separates packed documents. `remat` recomputes each layer in the backward
+        pass. Sliding layers intersect the mask with their window.
+        """
+        if position is None:
+            position = jnp.broadcast_to(lax.iota(jnp.int32, token.shape[1])[None], token.shape)
+        facts = Facts(position=position, valid=valid, segment=segment)
+        base = mask if segment is None else mask & Segment()
+        turn = self._angles(position)
+
+        def layer(x: Array, scanned: tuple[Blocks, Array]) -> tuple[Array, Array | None]:
+            w, slide = scanned
+            q, k, v = self._qkv(w, x, turn, slide)
+            out = attend_masked(q, k, v, base & self._window(slide) if self.window else base, facts, self.scale)
+            x = self._mlp(w, self._join(w, x, out))
+            return x, x if taps else None
+
+        body = jax.checkpoint(layer) if remat else layer
+        x, every = lax.scan(body, self._embed(params, token), (params.blocks, jnp.asarray(self.slides())))
+        return self._output(params, x, every, taps)
+
+    def init_cache(self, batch: int, slots: int) -> KVCache:
+        """An empty key/value cache with room for `slots` tokens a row, rounded up to the attention block."""
+        return kv.empty_cache(self.num_layers, batch, self.num_kv_heads, slots, self.head_dim, self.dtype)
+
+    def init_delta(self, batch: int, rows: int) -> KVDelta:
+        """A delta of `rows` rows that several `extend` calls may fill."""
+        k = jnp.zeros((self.num_layers, batch, self.num_kv_heads, rows, self.head_dim), self.dtype)
+        return KVDelta(k=k, v=jnp.zeros_like(k))
+
+    def extend(
+        self,
+        params: Weights,
+        cache: KVCache,
+        rows: Rows,
+        pending: KVDelta | None = None,
+        taps: tuple[int, ...] = (),
+        live: Bool[Array, "B"] | None = None,
+    ) -> tuple[Output, KVDelta]:
+        """Compute `rows` on top of the cache (and of pending rows); see `types.Model`. The cache is only read."""
+        position = cache.length[:, None] + rows.depth
+        see, back = self._visible(rows, pending)
+        bound = jnp.max(cache.length if live is None else jnp.where(live, cache.length, 0))
+        turn = self._angles(position)
+
+        def layer(x: Array, scanned: tuple) -> tuple[Array, tuple]:
+            w, old, index, slide = scanned
+            q, k, v = self._qkv(w, x, turn, slide)
+            if old is not None:
+                k = lax.dynamic_update_slice_in_dim(old.k, k, rows.start, axis=2)
+                v = lax.dynamic_update_slice_in_dim(old.v, v, rows.start, axis=2)
+            own = attend(q, k, v, self._near(see, back, slide), self.scale)
+            past = self._past(position, cache.length, slide)
+            out = attend_cache(own, q, cache.k, cache.v, index, bound, past, self.scale, BLOCK).out
+            x = self._mlp(w, self._join(w, x, out))
+            return x, (KVDelta(k=k, v=v), x if taps else None)
+
+        scanned = (params.blocks, pending, jnp.arange(self.num_layers), jnp.asarray(self.slides()))
+        x, (delta, every) = lax.scan(layer, self._embed(params, rows.token, rows.embed, rows.aux), scanned)
+        return self._output(params, x, every, taps), delta
+
+    def commit(self, cache: KVCache, delta: KVDelta, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> KVCache:
+        """The cache with delta rows `path[:count]` appended; see `types.Model`."""
+        return kv.commit(cache, delta, path, count)
+
+    # The pieces of a layer.
+
+    def _norm(self, x: Array, weight: Array) -> Array:
+        return rms_norm(x, weight, self.norm_eps, offset=1.0 if self.unit_norm else 0.0)
+
+    def _embed(self, params: Weights, token: Array, embed: Array | None = None, aux: Array | None = None) -> Array:
+        x = params.embed[token]
+        if embed is not None:
+            x = jnp.where(aux[..., None], embed.astype(x.dtype), x)
+        return x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
+
+    def _angles(self, position: Array) -> tuple[Array, Array]:
+        """Cosines and sines "B 1 1 T K/2"; stacked (global, local) in front where sliding layers have their own."""
+        ropes = [self.rope] if self.local_rope is None else [self.rope, self.local_rope]
+        tables = [angles(rope, position, self.head_dim) for rope in ropes]
+        cos, sin = (jnp.stack([t[i] for t in tables])[:, :, None, None] for i in (0, 1))
+        return cos, sin
+
+    def _qkv(self, w: Blocks, x: Array, turn: tuple[Array, Array], slide: Array) -> tuple[Array, Array, Array]:
+        cos, sin = (t[0] if self.local_rope is None else jnp.where(slide, t[1], t[0]) for t in turn)
+        # Written with heads last and transposed after: asked for directly, XLA would transpose the weights instead.
+        qkv = jnp.einsum("btd,dhgk->bthgk", self._norm(x, w.attn_norm), w.qkv)
+        if w.qkv_bias is not None:
+            qkv = qkv + w.qkv_bias[None, None]
+        qkv = qkv.transpose(0, 2, 3, 1, 4)
+        q, k, v = qkv[:, :, :-2], qkv[:, :, -2:-1], qkv[:, :, -1]
+        if self.qk_norm:
+            q, k = self._norm(q, w.q_norm), self._norm(k, w.k_norm)
+        return rotate(q, cos, sin), rotate(k, cos, sin)[:, :, 0], v
+
+    def _join(self, w: Blocks, x: Array, out: Array) -> Array:
+        mixed = jnp.einsum("bhgtk,hgkd->btd", out.astype(x.dtype), w.out)
+        return x + (mixed if w.attn_post_norm is None else self._norm(mixed, w.attn_post_norm))
+
+    def _mlp(self, w: Blocks, x: Array) -> Array:
+        gate_up = jnp.einsum("btd,dcf->btcf", self._norm(x, w.mlp_norm), w.gate_up)
+        gate, up = gate_up[:, :, 0], gate_up[:, :, 1]
+        act = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        mixed = jnp.einsum("btf,fd->btd", act * up, w.down)
+        return x + (mixed if w.mlp_post_norm is None else self._norm(mixed, w.mlp_post_norm))
+
+    def _output(self, params: Weights, x: Array, every: Array | None, taps: tuple[int, ...]) -> Output:
+        hidden = self._norm(x, params.norm)
+        head = params.embed if params.head is None else params.head
+        logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+        return Output(logits=logits, hidden=hidden, taps=tuple(every[i] for i in taps))
+
+    # Who sees whom.
+
+    def _window(self, slide: Array) -> Mask:
+        """The window of a layer; one that does not slide gets a window longer than any text."""
+        return Window(jnp.where(slide, self.window, np.iinfo(np.int32).max))
+
+    def _visible(self, rows: Rows, pending: KVDelta | None) -> tuple[Array, Array]:
+        """Which delta rows each new row sees, and how many positions back they are: both "#B M N"."""
+        M = rows.token.shape[1]
+        N = M if pending is None else pending.k.shape[3]
+        if rows.parent is None:
+            back = rows.start + lax.iota(jnp.int32, M)[:, None] - lax.iota(jnp.int32, N)[None]
+            return (back >= 0)[None], back[None]
+        see = ancestors(rows.parent)
+        links = jnp.sum(see, axis=-1, dtype=jnp.int32)  # a row's position grows by one with every link
+        mine = lax.dynamic_slice_in_dim(links, rows.start, M, axis=1)
+        return lax.dynamic_slice_in_dim(see, rows.start, M, axis=1), mine[:, :, None] - links[:, None]
+
+    def _near(self, see: Array, back: Array, slide: Array) -> Array:
+        return see & ((back < self.window) | ~slide) if self.window else see
+
+    def _past(self, position: Array, length: Array, slide: Array) -> Callable[[Array], Array]:
+        """Which cache slots each row sees; slot and position agree for committed text."""
+
+        def see(slot: Array) -> Array:
+            stored = slot[None, None] < length[:, None, None]
+            if not self.window:
+                return stored
+            return stored & ((position[:, :, None] - slot[None, None] < self.window) | ~slide)
+
+        return see

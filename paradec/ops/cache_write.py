@@ -1,0 +1,59 @@
+"""The one write of a decode step: append each row's accepted entries to a stacked cache, in place.
+
+The obvious scatter makes the TPU compiler copy the whole cache to another layout and back, four times a step. A loop
+over rows that reads a window, replaces what counts and writes it back does not; inside `shard_map` each device loops
+over its own rows and heads, so nothing is gathered either.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int, Shaped
+
+from paradec import mesh
+
+
+def cache_write(
+    buffer: Shaped[Array, "L B H S K"],
+    new: Shaped[Array, "L B H P K"],
+    start: Int[Array, "B"],
+    count: Int[Array, "B"],
+    *,
+    implementation: str | None = None,
+) -> Shaped[Array, "L B H S K"]:
+    """`buffer` with `new[:, b, :, :count[b]]` at slot `start[b]` of every row b; other slots keep their bits.
+
+    A row that writes needs `start + P <= S` (the window would clamp); a row with count 0 may start anywhere.
+    `implementation` is "window" (default) or "scatter", the reference.
+    """
+    if implementation == "scatter":
+        return _scatter(buffer, new, start, count)
+    active = mesh.current()
+    if active is None:
+        return _window(buffer, new, start, count)
+    stack = active.spec(("layers", "batch", "kv_heads", None, None), buffer.shape)
+    row = active.spec(("batch",), start.shape)
+    return jax.shard_map(_window, in_specs=(stack, stack, row, row), out_specs=stack)(buffer, new, start, count)
+
+
+def _window(buffer: Array, new: Array, start: Array, count: Array) -> Array:
+    L, B, H, _, K = buffer.shape
+    P = new.shape[3]
+    i = lax.iota(jnp.int32, P)[:, None]
+
+    def row(b: Array, buffer: Array) -> Array:
+        at = (0, b, 0, start[b], 0)
+        old = lax.dynamic_slice(buffer, at, (L, 1, H, P, K))
+        fresh = lax.dynamic_slice_in_dim(new, b, 1, axis=1)
+        return lax.dynamic_update_slice(buffer, jnp.where(i < count[b], fresh, old), at)
+
+    return lax.fori_loop(0, B, row, buffer)
+
+
+def _scatter(buffer: Array, new: Array, start: Array, count: Array) -> Array:
+    i = lax.iota(jnp.int32, new.shape[3])
+    at = jnp.where(i < count[:, None], start[:, None] + i, buffer.shape[3])  # out of range: dropped
+    put = jax.vmap(jax.vmap(lambda c, u, at: c.at[at].set(u, mode="drop"), (0, 0, None)), (0, 0, 0))
+    return jax.vmap(put, (0, 0, None))(buffer, new, at)

@@ -1,0 +1,253 @@
+"""The vocabulary of paradec: every type that crosses a file border, and the letters of its sizes.
+
+| letter | size |
+| --- | --- |
+| B | rows of a batch |
+| S | slots of the token canvas (prompt + generated + padding) |
+| T | tokens of one training or prefill call |
+| M | rows of one `extend` call |
+| N | nodes of a draft tree (layers, inside model files, are `L`) |
+| P | longest path through a tree: draft depth + 1 |
+| V, D, H, K, F | vocabulary, width, heads, head size, MLP width |
+
+Structure is static and compared by value; numbers are leaves. Everything here is a pytree, and everything decided at
+run time is a mask or a length, so shapes never depend on data.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+
+OPEN = np.int32(np.iinfo(np.int32).max)
+"""`committed_at` of a position that is not decided yet: the largest int32, so "settled by call t" is a comparison."""
+
+
+class Spec(NamedTuple):
+    """One leaf of an abstract parameter tree: what `paradec.params` needs to make, shard, restore and count it.
+
+    `axes` names each dimension logically ("vocab", "embed", "kv_heads", "mlp", …; None is never sharded).
+    `init` is a scale: the standard deviation of a normal draw, or "ones" or "zeros".
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: float | str = 0.02
+    dtype: Any = np.float32
+
+
+@struct.dataclass
+class Output:
+    """What one model call yields for its M rows. Leaves that nobody reads cost nothing under jit."""
+
+    logits: Float[Array, "B M V"]  # of the token after each row
+    hidden: Float[Array, "B M D"]  # after the final norm: what the vocabulary head reads
+    taps: tuple[Float[Array, "B M D"], ...] = ()  # residual stream after the layers that were asked for
+
+
+@struct.dataclass
+class Rows:
+    """What an `extend` is asked to compute: M rows, of a delta that holds N >= M rows.
+
+    A row's position is `cache.length + depth`; its slot in the delta is `start + index`. `parent` covers all N rows of
+    the delta (earlier pending ones too): a row sees the cache, its ancestors and itself. A row that is its own parent
+    hangs directly on the cache. `parent=None` is a chain: row i sees pending rows and rows 0..i.
+    """
+
+    token: Int[Array, "B M"]
+    depth: Int[Array, "B M"]
+    parent: Int[Array, "B N"] | None = None
+    embed: Float[Array, "B M D"] | None = None  # takes the place of the token's embedding where `aux`
+    aux: Bool[Array, "B M"] | None = None
+    start: Int[Array, ""] | int = 0
+
+    @classmethod
+    def chain(cls, token: Int[Array, "B M"]) -> Rows:
+        """Rows that continue the cached text one after the other."""
+        depth = jax.lax.broadcasted_iota(np.int32, token.shape, 1)
+        return cls(token=token, depth=depth)
+
+
+@struct.dataclass
+class Tree:
+    """A rooted draft. Node 0 is the last committed token (certain, not yet in the cache); parents precede children.
+
+    Root and unused nodes are their own parent. `walk=False` marks auxiliary nodes (lookahead window, prompt tokens):
+    they are computed but never accepted. Siblings carry distinct tokens.
+    """
+
+    token: Int[Array, "B N"]
+    parent: Int[Array, "B N"]
+    depth: Int[Array, "B N"]
+    valid: Bool[Array, "B N"]
+    walk: Bool[Array, "B N"]
+    embed: Float[Array, "B N D"] | None = None  # read where `~walk`, if given
+    logq: Float[Array, "B N V"] | None = None  # log law each node was drawn from; None means a deterministic draft
+
+
+@struct.dataclass
+class Scored:
+    """The target's view of a tree: its own next token after every node, and what the rules and drafters may read."""
+
+    choice: Int32[Array, "B N"]
+    logits: Float[Array, "B N V"] | None  # penalised, before temperature; only where the accept rule asks for them
+    hidden: Float[Array, "B N D"] | None
+    taps: tuple[Float[Array, "B N D"], ...] = ()
+
+
+@struct.dataclass
+class Verdict:
+    """What a verification keeps: nodes `path[:count]` go to the cache, tokens `token[:count]` to the text.
+
+    `path[0]` is the root. `token[i]` is the text's token after node `path[i]`: the drafted child that was accepted,
+    or, last, the target's own. `count` is 0 for finished rows and already cut by end-of-text and limit.
+    """
+
+    path: Int32[Array, "B P"]
+    token: Int32[Array, "B P"]
+    count: Int32[Array, "B"]
+
+
+@struct.dataclass
+class Sampling:
+    """How a row turns logits into a token; one value per row, so rows of a batch may differ and no value retraces.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition` 1 switch each transform off.
+    """
+
+    temperature: Float[Array, "B"]
+    top_k: Int32[Array, "B"]
+    top_p: Float[Array, "B"]
+    min_p: Float[Array, "B"]
+    repetition: Float[Array, "B"]
+
+
+@struct.dataclass
+class Stats:
+    """Cost of a decode, counted per row. Depth d of `offered`/`accepted` is index d - 1."""
+
+    offered: Int32[Array, "B P"]  # calls in which the draft reached depth d
+    accepted: Int32[Array, "B P"]  # calls in which the token at depth d was kept
+    queries: Int32[Array, "B"]  # target rows computed for this row, prompt excluded
+    drafts: Int32[Array, "B"]  # calls of a draft model
+
+
+@struct.dataclass
+class DecodeState:
+    """The whole state of a decode, and its trace.
+
+    `tokens[b, :length[b]]` is text. `committed_at[b, s]` is the number of the row's own model call that settled
+    position s: 0 for the prompt, `OPEN` while undecided. The cache covers `length - 1` tokens: the last committed
+    token is always the first input of the next call.
+    """
+
+    tokens: Int32[Array, "B S"]
+    committed_at: Int32[Array, "B S"]
+    prompt: Int32[Array, "B"]  # length of the prompt
+    length: Int32[Array, "B"]
+    limit: Int32[Array, "B"]  # length at which the row stops
+    calls: Int32[Array, "B"]  # target calls in which the row took part
+    done: Bool[Array, "B"]
+    key: jax.Array  # "B" threefry keys; folded with position and purpose, never consumed
+    sampling: Sampling
+    cache: PyTree
+    carry: PyTree  # the method's own
+    stats: Stats
+
+
+@struct.dataclass
+class Prompt:
+    """Token ids of a ragged batch, padded on the right with any id; `length` alone says what is text."""
+
+    token: Int32[Array, "B T"]
+    length: Int32[Array, "B"]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An architecture: a frozen dataclass, registered static, whose methods are functions of a parameter tree."""
+
+    vocab_size: int
+
+    def specs(self) -> PyTree:
+        """The parameter tree, with a `Spec` at every leaf."""
+        ...
+
+    def forward(self, params: PyTree, token: Int[Array, "B T"], **facts: Any) -> Output:
+        """The training pass over whole sequences, and the truth every law compares with."""
+        ...
+
+    def init_cache(self, batch: int, slots: int) -> PyTree:
+        """An empty cache (with `.length`, zeros "B") with room for at least `slots` tokens a row."""
+        ...
+
+    def init_delta(self, batch: int, rows: int) -> PyTree:
+        """An empty delta of `rows` rows, to be filled by several `extend` calls."""
+        ...
+
+    def extend(
+        self,
+        params: PyTree,
+        cache: PyTree,
+        rows: Rows,
+        pending: PyTree | None = None,
+        taps: tuple[int, ...] = (),
+        live: Bool[Array, "B"] | None = None,
+    ) -> tuple[Output, PyTree]:
+        """Read the cache, compute `rows`, and return the delta that `commit` may write. Rows not `live` are junk."""
+        ...
+
+    def commit(self, cache: PyTree, delta: PyTree, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> PyTree:
+        """Append delta rows `path[:count]` (None: 0, 1, 2, …) to the cache. A count of 0 changes nothing."""
+        ...
+
+
+class Drafter(Protocol):
+    """Where drafts come from. A pytree; `params` is the whole dict, of which the drafter reads its own entry."""
+
+    depth: int  # longest accepted path below the root
+    span: int  # deepest node, auxiliary ones included: how far noise is needed
+    nodes: int  # N
+    taps: tuple[int, ...]
+
+    def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
+        """The carry of an empty batch. `slots` is the canvas length S."""
+        ...
+
+    def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
+        """A tree under each row's last token, and scratch that only this step's `observe` will see."""
+        ...
+
+    def observe(
+        self,
+        params: PyTree,
+        state: DecodeState,  # before the commit
+        tree: Tree | None,  # None: a chunk of the prompt, whose "verdict" is the prompt's own next tokens
+        scored: Scored,
+        verdict: Verdict,
+        scratch: PyTree,
+    ) -> PyTree:
+        """The next carry. Rows with `verdict.count == 0` must stay as they are."""
+        ...
+
+
+class Accept(Protocol):
+    """Which drafted nodes are kept. A pytree; its thresholds are leaves."""
+
+    needs_logits: bool
+
+    def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
+        """The longest accepted path from the root, before end-of-text and limits are applied."""
+        ...
+
+
+class Method(Protocol):
+    """A way to decode: how a state starts, and one step of it. `decode.run` and `decode.stream` drive both."""
+
+    def init(self, params: PyTree, prompt: Prompt, limit: Int[Array, "B"], **rest: Any) -> DecodeState: ...
+
+    def step(self, params: PyTree, state: DecodeState) -> DecodeState: ...

@@ -1,0 +1,8 @@
+"""Pictures of a decode: which call settled which token, in a terminal, on a page, in a figure."""
+
+from paradec.viz.page import page
+from paradec.viz.plot import decode_order
+from paradec.viz.terminal import LiveTrace, Row, live, render, table
+from paradec.viz.trace import Trace
+
+__all__ = ["LiveTrace", "Row", "Trace", "decode_order", "live", "page", "render", "table"]

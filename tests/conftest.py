@@ -1,0 +1,103 @@
+"""One process setting for all tests: eight CPU devices, strict numerics, every signature checked.
+
+What must be known before `import jax` goes into the environment, where programs that tests start inherit it; a test
+that starts JAX processes of its own sets XLA_FLAGS itself. Anything the caller has set is kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # a limit also makes xdist's workers lock it
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+# Every function of paradec is checked against its jaxtyping signature, but no `__init__` is: jaxtyping's hook as it
+# comes also checks the fields of dataclasses, and jax rebuilds a tree through `__init__` with whatever the leaves have
+# become (Spec, None, bool, NamedSharding, ShapeDtypeStruct, arrays with one axis more or less under vmap and scan).
+# With it, `jax.tree.map(lambda x: None, state)` is a type error.
+
+
+def check_signature(function: Any) -> Any:
+    """beartype, but not for `__init__`, and blind to single annotations that cannot be asked at run time (a Protocol
+    that is not `runtime_checkable`) where beartype alone would refuse the module."""
+    from beartype import BeartypeConf, beartype
+    from beartype.roar import BeartypeDecorHintException
+
+    if function.__name__ == "__init__":
+        return function
+    check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for static checkers
+    try:
+        return check(function)
+    except BeartypeDecorHintException:
+        function.__annotations__ = {k: v if _askable(v) else Any for k, v in function.__annotations__.items()}
+        return check(function)
+
+
+def _askable(annotation: Any) -> bool:
+    from beartype.door import is_bearable
+    from beartype.roar import BeartypeException
+
+    try:
+        is_bearable(None, annotation)
+    except BeartypeException:
+        return False
+    return True
+
+
+# A bare accelerator machine may lack beartype; PARADEC_TYPECHECK=0 leaves it out (to look at a traceback, say).
+if importlib.util.find_spec("beartype") and os.environ.get("PARADEC_TYPECHECK", "1") != "0":
+    import jaxtyping
+
+    jaxtyping.install_import_hook("paradec", f"{__name__}.check_signature")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("tpu"):
+            item.add_marker(pytest.mark.xdist_group("tpu"))
+
+
+@pytest.fixture(autouse=True)
+def _mixed_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Standard promotion for the tests that ask for it: optax.adam raises a float to an int32 step."""
+    with jax.numpy_dtype_promotion("standard" if request.node.get_closest_marker("mixed_dtypes") else "strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of benchmark data that may lie beside the checkout."""
+    folder = Path(os.environ.get("PARADEC_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("needs the folder shared/ beside the checkout (or PARADEC_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """What `paradec.load("smollm2-135m")` returns: a real language model."""
+    import paradec
+    from paradec.errors import ResourceError
+
+    try:
+        return paradec.load("smollm2-135m")
+    except ResourceError as error:
+        pytest.skip(f"needs the weights of SmolLM2-135M: {error}")

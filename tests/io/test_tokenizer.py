@@ -1,0 +1,285 @@
+"""Encoding, decoding, special tokens and chat templates; llama.cpp's stored answers are the truth for GGUF files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paradec.errors import InputError, WeightsError
+from paradec.io.gguf import read_metadata
+from paradec.io.tokenizer import Tokenizer
+from tests.io.real_models import real_model
+from tests.io.small_vocab import CHATML, byte_level, sentencepiece
+
+BYTES, PIECES = Tokenizer.from_gguf(byte_level()), Tokenizer.from_gguf(sentencepiece())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "llamacpp_tokens.json").read_text())
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Tokenizer:
+    return Tokenizer.from_gguf(read_metadata(real_model("smollm2-135m")))
+
+
+def test_smollm2_cuts_as_llamacpp(smollm2: Tokenizer) -> None:
+    for text, ids in zip(GOLDEN["texts"], GOLDEN["smollm2-135m"], strict=True):
+        assert smollm2.encode(text) == ids, text
+        assert smollm2.decode(ids, special=True) == text
+
+
+@pytest.mark.slow
+def test_gemma3_cuts_as_llamacpp() -> None:
+    gemma3 = Tokenizer.from_gguf(read_metadata(real_model("gemma3-270m", download=False)))
+    for text, ids in zip(GOLDEN["texts"], GOLDEN["gemma3-270m"], strict=True):
+        assert gemma3.encode(text, special=False) == ids, text
+        assert gemma3.encode(text) == [2, *ids]  # <bos>
+        assert gemma3.decode(ids, special=True) == text.replace("▁", " ")
+    assert gemma3.eos_ids == {1, 106}  # <eos>, <end_of_turn>
+
+
+def test_smollm2_facts(smollm2: Tokenizer) -> None:
+    assert (smollm2.vocab_size, smollm2.bos_id, smollm2.eos_ids) == (49152, 1, {0, 2})
+    assert smollm2.token(2) == b"<|im_end|>"
+    ids = smollm2.encode("In 2024: ä😀")
+    assert b"".join(map(smollm2.token, ids)) == "In 2024: ä😀".encode()
+    assert len(smollm2.encode("1234567")) == 7  # this model reads numbers digit by digit
+    assert smollm2.chat(HI).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert smollm2.chat(HI).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert smollm2.decode(smollm2.encode(smollm2.chat(HI[:1], False), special=False)).endswith("user\nHi\n")
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_byte_level_round_trip(text: str) -> None:
+    ids = BYTES.encode(text)
+    assert BYTES.decode(ids, special=True) == text
+    assert BYTES.core.decode(ids, skip_special_tokens=True) == BYTES.decode(
+        ids
+    )  # the Rust decoder, on whole characters
+
+
+@settings(deadline=None)
+@given(st.text().map(lambda text: text.replace("▁", "_")))
+def test_sentencepiece_round_trip(text: str) -> None:
+    ids = PIECES.encode(text)
+    assert ids[0] == PIECES.bos_id
+    assert PIECES.decode(ids, special=False) == text.replace("<s>", "")
+    assert PIECES.core.decode(ids, skip_special_tokens=True) == PIECES.decode(ids)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 300)))
+def test_any_ids_decode(ids: list[int]) -> None:
+    for tokenizer in (BYTES, PIECES):
+        text = tokenizer.decode(ids, special=True)
+        assert text.encode().strip() == b"".join(map(tokenizer.token, ids)).decode("utf-8", "replace").encode().strip()
+        assert tokenizer.decode(np.array(ids, np.int32), special=True) == text
+
+
+def test_small_cases() -> None:
+    assert BYTES.decode([]) == "" == PIECES.decode([])
+    assert PIECES.encode("the") == [1, 261] and PIECES.encode("the", special=False) == [261]
+    assert PIECES.token(261) == b" the" and PIECES.decode([261]) == "the"
+    assert PIECES.token(3 + 0xE4) == b"\xe4" and PIECES.decode([3 + 0xE4]) == "\ufffd"
+    assert BYTES.token(10_000) == b"" and BYTES.decode([10_000]) == "", "rows past the vocabulary mean nothing"
+    with pytest.raises(InputError, match="mask out padding"):
+        BYTES.token(-1)
+
+
+def test_special_tokens_in_text() -> None:
+    start, end, think = BYTES.vocab_size - 3, BYTES.vocab_size - 2, BYTES.vocab_size - 1
+    assert BYTES.encode("<|im_start|><think><|im_end|>") == [start, think, end]
+    assert BYTES.decode([start, think, end]) == "<think>"
+    assert BYTES.decode([start, think, end], special=True) == "<|im_start|><think><|im_end|>"
+    assert BYTES.special_ids == {start, end}
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [("gpt-2", 2), ("smollm", 3), ("llama-bpe", 2), ("qwen2", 3), ("tekken", 3), ("gpt-4o", 2), ("qwen35", 3)],
+)
+def test_digits_follow_the_named_rule(pre: str, pieces: int) -> None:
+    """The only merge of digits is "12", so a text of "123" tells whether the rule lets digits stand together."""
+    assert len(Tokenizer.from_gguf(byte_level(pre)).encode("123", special=False)) == pieces
+
+
+def test_capital_endings() -> None:
+    """The newer rules see 'LL as an ending in any case; GPT-2 only small letters."""
+    with_merge = {"merges": ["L L", "' LL"], "tokens": [*byte_level()["tokenizer.ggml.tokens"], "LL", "'LL"]}
+    count = {
+        pre: len(Tokenizer.from_gguf(byte_level(pre, **with_merge)).encode("a'LL", False)) for pre in ("gpt-2", "qwen2")
+    }
+    assert count == {"gpt-2": 3, "qwen2": 2}
+
+
+def test_bos_follows_the_metadata() -> None:
+    text = "the"
+    assert Tokenizer.from_gguf(byte_level("llama-bpe")).encode(text)[0] == BYTES.bos_id  # llama.cpp's default for it
+    assert Tokenizer.from_gguf(byte_level(add_bos_token=True)).encode(text)[0] == BYTES.bos_id
+    assert Tokenizer.from_gguf(sentencepiece(add_bos_token=False)).encode(text) == [261]
+    assert Tokenizer.from_gguf(sentencepiece(add_eos_token=True)).encode(text) == [1, 261, 2]
+    plain = Tokenizer.from_gguf(sentencepiece(add_space_prefix=False, add_bos_token=False))
+    assert plain.decode(plain.encode(" the")) == " the" and plain.encode("the")[0] != 261
+
+
+def test_eos_set() -> None:
+    assert PIECES.eos_ids == {2, PIECES.vocab_size - 1}
+    eot = Tokenizer.from_gguf(byte_level(eot_token_id=5)).eos_ids
+    assert eot == {5} | BYTES.eos_ids
+    ends = ["<|return|>", "<|end|>", "<|call|>"]
+    harmony = byte_level(tokens=[*byte_level()["tokenizer.ggml.tokens"][:-3], *ends], token_type=[1] * 263 + [3] * 3)
+    assert Tokenizer.from_gguf(harmony).eos_ids == {263, 264, 265} - {264} | {264}  # <|end|> is its declared eos here
+    harmony["tokenizer.ggml.eos_token_id"] = 263
+    assert Tokenizer.from_gguf(harmony).eos_ids == {263, 265}, "<|end|> closes a message, not the answer"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": "bert"}, "of the kind 'bert'"),
+        ({"pre": "unheard-of"}, "calls 'unheard-of'"),
+        ({"tokens": []}, "holds no vocabulary"),
+        ({"merges": ["no such"]}, "is damaged"),
+        ({"model": "llama", "scores": [0.0]}, "no score for each"),
+    ],
+)
+def test_unusable_metadata(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(WeightsError, match=says):
+        Tokenizer.from_gguf(byte_level(**change))
+
+
+def test_chat() -> None:
+    assert BYTES.chat(HI) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert BYTES.chat(HI, add_generation_prompt=False) == "<|im_start|>user\nHi<|im_end|>\n"
+    with pytest.raises(InputError, match="has no chat template"):
+        PIECES.chat(HI)
+    with pytest.raises(InputError, match="no message"):
+        BYTES.chat([])
+    with pytest.raises(InputError, match="looks like"):
+        BYTES.chat([{"content": "Hi"}])
+    with pytest.raises(InputError, match="refuses these messages"):
+        BYTES.chat([{"role": "user"}])
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            "{% for m in messages %}\n  {% if m %}\nx\n  {% endif %}\n{% endfor %}\n",
+            "x\n",
+        ),  # blocks leave no blank lines
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "Hi"}]'),
+        ("{{ {'a': '<é>'} | tojson(indent=1) }}", '{\n "a": "<é>"\n}'),
+        ("{% for m in [1, 2, 3] %}{% if m == 2 %}{% break %}{% endif %}{{ m }}{% endfor %}", "1"),
+        ("{{ bos_token }}{{ tools is none }}{{ mood }}", "<|im_start|>Truegood"),
+        ("{% generation %}{% set x = 1 %}Hi{% endgeneration %}{{ x is defined }}", "HiFalse"),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}", "1"),
+    ],
+)
+def test_template_language(template: str, text: str) -> None:
+    assert Tokenizer(BYTES.core, BYTES.names, chat_template=template).chat(HI, mood="good") == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('no system role') }}", "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% if %}"],
+)
+def test_template_refusals(template: str) -> None:
+    """The template's own refusal, two escapes from the sandbox, and a template that is none."""
+    with pytest.raises(InputError, match="chat template refuses"):
+        Tokenizer(BYTES.core, chat_template=template).chat(HI)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    BYTES.core.save(str(tmp_path / "tokenizer.json"))
+    _write(tmp_path, "tokenizer_config", {"bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>"})
+    return tmp_path
+
+
+def _write(folder: Path, name: str, content: Any) -> None:
+    (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def test_folder(folder: Path) -> None:
+    found = Tokenizer.from_folder(folder)
+    assert found.encode("the <|im_end|>") == BYTES.encode("the <|im_end|>")
+    assert (found.bos_id, found.eos_ids, found.special_ids) == (BYTES.bos_id, BYTES.eos_ids, BYTES.special_ids)
+    assert found.chat_template is None
+
+
+def test_folder_ends(folder: Path) -> None:
+    _write(folder, "config", {"eos_token_id": 7})
+    assert Tokenizer.from_folder(folder).eos_ids == {7} | BYTES.eos_ids
+    _write(folder, "generation_config", {"eos_token_id": [8, 9]})
+    assert Tokenizer.from_folder(folder).eos_ids == {8, 9} | BYTES.eos_ids, "generation_config.json comes first"
+
+
+def test_folder_bos(folder: Path) -> None:
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    _write(folder, "tokenizer_config", names | {"add_bos_token": True, "add_eos_token": True})
+    ids = Tokenizer.from_folder(folder).encode("x")
+    assert ids == [BYTES.vocab_size - 3, *BYTES.encode("x"), BYTES.vocab_size - 2]
+
+
+def test_folder_special_tokens_map(folder: Path) -> None:
+    _write(folder, "tokenizer_config", {})
+    _write(folder, "special_tokens_map", {"bos_token": {"content": "<|im_start|>"}})
+    assert Tokenizer.from_folder(folder).bos_id == BYTES.bos_id
+
+
+def test_folder_declares_more_tokens(folder: Path) -> None:
+    entry = {
+        "content": "<tool>",
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
+    _write(folder, "tokenizer_config", {"added_tokens_decoder": {str(BYTES.vocab_size): entry}})
+    found = Tokenizer.from_folder(folder)
+    assert found.encode("<tool>") == [BYTES.vocab_size] and found.vocab_size == BYTES.vocab_size + 1
+    assert found.decode([BYTES.vocab_size]) == ""
+
+
+def test_folder_chat_templates(folder: Path) -> None:
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]
+    _write(folder, "tokenizer_config", {"chat_template": several})
+    assert Tokenizer.from_folder(folder).chat(HI) == BYTES.chat(HI)
+    (folder / "chat_template.jinja").write_text("from the file")
+    assert Tokenizer.from_folder(folder).chat(HI) == "from the file"
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_damaged_folder(folder: Path, content: str) -> None:
+    _write(folder, "generation_config", content)
+    with pytest.raises(WeightsError, match="generation_config.json"):
+        Tokenizer.from_folder(folder)
+    _write(folder, "tokenizer", content)
+    with pytest.raises(WeightsError, match="tokenizer.json is damaged"):
+        Tokenizer.from_folder(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match="has no tokenizer.json"):
+        Tokenizer.from_folder(folder)
+
+
+def test_other_decoders() -> None:
+    """WordPiece, whole words and Metaspace are spelled in bytes too; an unknown decoder is refused."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"to": 0, "day": 1, "##day": 2, "▁to": 3}, unk_token="to"))
+    assert Tokenizer(words).decode([0, 1]) == "to day" == words.decode([0, 1])
+    words.decoder = tokenizers.decoders.WordPiece()
+    assert Tokenizer(words).decode([0, 2, 1]) == "today day" == words.decode([0, 2, 1])
+    words.decoder = tokenizers.decoders.Metaspace()
+    assert Tokenizer(words).decode([3, 1, 3]) == "today to" == words.decode([3, 1, 3])
+    words.decoder = tokenizers.decoders.CTC()
+    with pytest.raises(WeightsError, match="CTC"):
+        Tokenizer(words)

@@ -1,0 +1,81 @@
+"""The catalogue: what it says in public, its options, and that the README repeats it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paradec import catalog
+from paradec.errors import InputError, UnknownName
+from paradec.models.transformer import Transformer
+
+TINY = Transformer(
+    vocab_size=8, width=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8, max_length=64
+)
+
+
+def test_public_fields_are_the_contract():
+    wanted = {"name", "title", "arxiv", "family", "exact_greedy", "exact_sampled", "trained", "status"}
+    assert all(set(row.public()) == wanted for row in catalog.ROWS)
+    assert catalog.ROWS[0].name == "ar"
+
+
+def test_readme_holds_the_table():
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    assert catalog.table() in readme, "Run `paradec methods --markdown` and put its table into the README."
+
+
+@pytest.mark.parametrize("name", [n for n in catalog.METHODS if n != "draft_model"])
+def test_every_method_builds(name):
+    method = catalog.build(name, TINY, eos=[1, 2])
+    assert method.eos.tolist() == [1, 2]
+    assert method.drafter.nodes >= method.drafter.depth + 1
+
+
+def test_unknown_method_names_the_nearest():
+    with pytest.raises(UnknownName, match="Did you mean 'prompt_lookup'"):
+        catalog.find("promt_lookup")
+
+
+def test_unknown_option_names_the_nearest():
+    with pytest.raises(UnknownName, match="Did you mean 'num_draft'"):
+        catalog.parse("prompt_lookup", ["numdraft=3"])
+    with pytest.raises(UnknownName, match="option of ar"):
+        catalog.build("ar", TINY, eos=(), windw=3)
+
+
+def test_options_are_typed():
+    options = catalog.parse("prompt_lookup", ["num_draft=3", "adapt=false", "accept=rejection"])
+    assert options == {"num_draft": 3, "adapt": False, "accept": "rejection"}
+    for bad in ("num_draft=three", "adapt=maybe", "num_draft"):
+        with pytest.raises(InputError):
+            catalog.parse("prompt_lookup", [bad])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "hint"),
+    [
+        ("prompt_lookup", {"num_draft": 0}, "at least 1"),
+        ("lookahead", {"ngram": 2}, "at least 3"),
+        ("lookahead", {"accept": "rejection"}, "verifies chains"),
+        ("draft_model", {}, "second model"),
+        ("jacobi", {"accept": "hope"}, "accept rule"),
+    ],
+)
+def test_impossible_options(name, options, hint):
+    with pytest.raises((InputError, UnknownName), match=hint):
+        catalog.build(name, TINY, eos=(), **options)
+
+
+def test_draft_model_needs_the_same_vocabulary():
+    other = Transformer(vocab_size=9, width=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8)
+    with pytest.raises(InputError, match="share one tokenizer"):
+        catalog.build("draft_model", TINY, eos=(), draft=other)
+
+
+def test_promises_depend_on_rule_and_temperature():
+    assert catalog.promises("jacobi", {}, 0.0) and catalog.promises("jacobi", {}, 0.8)
+    assert catalog.promises("prompt_lookup", {"accept": "typical"}, 0.0)
+    assert not catalog.promises("prompt_lookup", {"accept": "typical"}, 0.8)
+    assert not catalog.promises("prompt_lookup", {"accept": "rejection"}, 0.8)

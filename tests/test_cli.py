@@ -1,0 +1,135 @@
+"""The command line: its JSON is a contract, its errors are sentences."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from paradec.cli import main
+from tests.fixtures import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _no_shared_cache(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(capsys, *argv):
+    status = main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_generate_prints_one_object_a_line(model, capsys):
+    status, out, _ = run(
+        capsys, "generate", "--model", model, "--method", "jacobi", "--prompt", "abc", "--max-new-tokens", 8,
+        "--method-arg", "window=3", "--json",
+    )  # fmt: skip
+    (line,) = out.splitlines()
+    row = json.loads(line)
+    assert status == 0
+    assert list(row) == [
+        "prompt", "text", "token_ids", "new_tokens", "calls", "tokens_per_call", "seconds", "method", "finish",
+    ]  # fmt: skip
+    assert row["prompt"] == "abc" and row["method"] == "jacobi" and row["new_tokens"] == len(row["token_ids"]) <= 8
+
+
+def test_generate_reads_files_and_names_bad_lines(model, capsys, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text(
+        '{"prompt": "one"}\n\n{"question": "two"}\n{"turns": ["three", "more"]}\n{"prompt": }\n{"text": "x"}\n'
+        '{"prompt": ""}\n[1]\n{"turns": []}\n'
+    )
+    status, out, err = run(
+        capsys, "generate", "--model", model, "--prompts", file, "--max-new-tokens", 4, "--batch-size", 2, "--json"
+    )
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["one", "two", "three"]
+    assert status == 1
+    for number in (5, 6, 7, 8, 9):
+        assert f"line {number} is skipped" in err
+    assert "line 2" not in err
+
+
+def test_a_prompt_that_is_too_long_does_not_stop_the_others(model, capsys, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "one"}\n{"prompt": "' + "y" * 900 + '"}\n{"prompt": "three"}\n')
+    status, out, err = run(capsys, "generate", "--model", model, "--prompts", file, "--max-new-tokens", 4, "--json")
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["one", "three"]
+    assert status == 1 and "Prompt 2 is skipped" in err
+
+
+def test_compare_writes_its_contract(model, capsys, tmp_path):
+    file, out_file = tmp_path / "p.jsonl", tmp_path / "out.json"
+    file.write_text('{"prompt": "one one one"}\n{"prompt": "two"}\n')
+    status, out, _ = run(
+        capsys, "compare", "--model", model, "--methods", "ar,prompt_lookup", "--prompts", file, "--max-new-tokens", 8,
+        "--batch-size", 2, "--repeats", 1, "--json", out_file, "--method-arg", "prompt_lookup.num_draft=3",
+    )  # fmt: skip
+    report = json.loads(out_file.read_text())
+    assert status == 0 and "prompt_lookup" in out
+    assert {"model", "device", "versions", "methods"} <= set(report)
+    wanted = {
+        "method", "tokens_per_call", "calls", "tokens_per_second", "speedup", "identical", "total", "first_divergence",
+        "acceptance_by_depth",
+    }  # fmt: skip
+    assert [e["method"] for e in report["methods"]] == ["ar", "prompt_lookup"]
+    assert all(wanted <= set(e) for e in report["methods"])
+    assert len(report["methods"][1]["acceptance_by_depth"]) == 3
+
+
+def test_trace_writes_a_page_and_a_figure(model, capsys, tmp_path):
+    page, figure = tmp_path / "t.html", tmp_path / "t.png"
+    status, out, _ = run(
+        capsys, "trace", "--model", model, "--prompt", "abc abc abc", "--methods", "ar,prompt_lookup",
+        "--max-new-tokens", 8, "--html", page, "--png", figure,
+    )  # fmt: skip
+    assert status == 0 and "prompt_lookup" in out
+    assert "prompt_lookup" in page.read_text() and figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_methods_and_models(capsys):
+    status, out, _ = run(capsys, "methods", "--json")
+    assert status == 0 and {row["name"] for row in json.loads(out)} >= {"ar", "prompt_lookup"}
+    status, out, _ = run(capsys, "models")
+    assert status == 0 and "smollm2-135m" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--prompt", ""], "empty"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--prompt", "x", "--method", "jakobi"], "Did you mean 'jacobi'"),
+        (["--prompt", "x", "--method-arg", "window=3"], "option of ar"),
+        (["--prompts", "no-such-file.jsonl"], "Cannot read"),
+        ([], "Give either"),
+        (["--prompt", "x", "--prompts", "y"], "Give either"),
+        (["--prompt", "x", "--dtype", "int8"], "dtype must be"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_status_2(model, capsys, argv, hint):
+    status, out, err = run(capsys, "generate", "--model", model, *argv)
+    assert status == 2 and out == ""
+    assert hint in err and "Traceback" not in err
+
+
+def test_unknown_model(capsys):
+    status, _, err = run(capsys, "generate", "--model", "smollm2-135", "--prompt", "x")
+    assert status == 2 and "Did you mean 'smollm2-135m'" in err
+
+
+def test_exactness_is_checked(model, capsys, tmp_path, monkeypatch):
+    from paradec import catalog
+
+    monkeypatch.setattr(catalog, "promises", lambda *_: True)
+    status, _, err = run(
+        capsys, "compare", "--model", model, "--methods", "jacobi", "--prompt", "abc abc", "--temperature", "2",
+        "--max-new-tokens", 24, "--repeats", 1, "--method-arg", "accept=typical",
+    )  # fmt: skip
+    assert status == 2 and "jacobi (0 of 1 rows)" in err
