@@ -140,6 +140,8 @@ def build(name: str, target: Model, eos: Iterable[int], draft: Model | None = No
         options = {"model": draft, "shared_noise": rule == "match"} | options
     elif rule == "rejection" and name not in ("ar", "prompt_lookup", "jacobi"):
         raise InputError(f"The rejection rule verifies chains; {name} drafts a tree. Use accept=match.")
+    if name == "prompt_lookup" and options.get("min_ngram", 3) > options.get("max_ngram", 8):
+        raise InputError("Option min_ngram of prompt_lookup is above max_ngram, so it never drafts; lower it.")
     if name == "lookahead" and options.get("ngram", 5) < 3:
         raise InputError("Option ngram of lookahead must be at least 3: with 2 there is no window row to iterate.")
     return speculative(target, row.drafter(**options), accept=RULES[rule](), eos=eos)
@@ -153,4 +155,3 @@ def table() -> str:
         exact = f"{'yes' if row.exact_greedy else 'no'} / {'yes' if row.exact_sampled else 'no'}"
         lines.append(f"| `{row.name}` | {row.title} | {paper} | {exact} | {'yes' if row.trained else 'no'} |")
     return "\n".join(lines)
-

@@ -333,6 +333,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        ERR.print("Interrupted.")
+    except KeyboardInterrupt as e:
+        ERR.print(str(e) or "Interrupted.", markup=False, soft_wrap=True)
         return 130

@@ -18,7 +18,8 @@ from paradec.lm import Decoder, Generation, LanguageModel, Request, Text
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One method's row of a comparison. `speedup` is the median over repeats of ar's seconds over the method's.
+    """One method's row of a comparison. `speedup` is the median over repeats of ar's seconds over the method's
+    (None without repeats: the one run of each then says nothing about speed).
 
     `identical` counts rows equal to `ar` token for token; `first_divergence` names the first row that is not, the new
     token where it leaves, and the gap between the target's two best logits there (a rounding tie shows as about 0).
@@ -32,7 +33,7 @@ class Entry:
     new_tokens: int
     seconds: float
     tokens_per_second: float
-    speedup: float
+    speedup: float | None
     speedups: tuple[float, ...]
     identical: int
     total: int
@@ -72,6 +73,7 @@ class Runner:
     decoder: Decoder
     exact: bool
     seconds: list[float] = dataclasses.field(default_factory=list)  # per repeat
+    first: float = 0.0  # of the run whose texts are kept
     rows: list[Generation] = dataclasses.field(default_factory=list)
     stats: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -95,8 +97,8 @@ def compare(
     """Decode `prompts` with every method, `ar` always among them, and compare.
 
     Each batch is first decoded once by every method (compilation and warm-up, also the texts compared), then `repeats`
-    rounds are timed, methods in turn within a batch, so that a machine's drift meets all of them alike. `request` is
-    that of `lm.generate`; `method_args` maps a method's name to its options.
+    rounds are timed, methods in turn within a batch, so that a machine's drift meets all of them alike; 0 repeats give
+    texts and counts alone. `request` is that of `lm.generate`; `method_args` maps a method's name to its options.
     """
     names = list(dict.fromkeys(["ar", *methods]))
     args = method_args or {}
@@ -132,9 +134,10 @@ def warm_up(
     lm: LanguageModel, runner: Runner, batch: list[list[int]], rows: Sequence[int], shown: Sequence[str]
 ) -> None:
     """The run that compiles, whose texts and statistics are kept."""
-    state = runner.decoder.run(lm.begin(runner.decoder, batch, runner.ask, rows))
+    results, state = lm.finish(runner.decoder, batch, runner.ask, rows, shown)
     runner.add(state, len(batch))
-    runner.rows += lm.decode(runner.decoder, batch, runner.ask, rows, shown)
+    runner.rows += results
+    runner.first += results[0].seconds
 
 
 def entry(lm: LanguageModel, encoded: list[list[int]], name: str, runners: dict[str, Runner]) -> Entry:
@@ -143,7 +146,7 @@ def entry(lm: LanguageModel, encoded: list[list[int]], name: str, runners: dict[
     tokens, calls = sum(g.new_tokens for g in mine.rows), sum(g.calls for g in mine.rows)
     differ = [b for b, (g, r) in enumerate(zip(mine.rows, ar.rows, strict=True)) if g.token_ids != r.token_ids]
     ratios = tuple(a / m for a, m in zip(ar.seconds, mine.seconds, strict=True))
-    seconds = statistics.median(mine.seconds) if mine.seconds else float("nan")
+    seconds = statistics.median(mine.seconds) if mine.seconds else mine.first
     offered, accepted = np.atleast_1d(mine.stats["offered"]), np.atleast_1d(mine.stats["accepted"])
     return Entry(
         method=name,
@@ -153,7 +156,7 @@ def entry(lm: LanguageModel, encoded: list[list[int]], name: str, runners: dict[
         new_tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds,
-        speedup=statistics.median(ratios) if ratios else float("nan"),
+        speedup=statistics.median(ratios) if ratios else None,
         speedups=ratios,
         identical=len(mine.rows) - len(differ),
         total=len(mine.rows),

@@ -237,7 +237,13 @@ class LanguageModel:
     def decode(
         self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int], shown: Sequence[str] = ()
     ) -> list[Generation]:
-        """Decode one batch. `seconds` is the batch's wall time, prompt included, compilation not."""
+        """Decode one batch of token ids. `seconds` is the batch's wall time, prompt included, compilation not."""
+        return self.finish(decoder, batch, ask, rows, shown)[0]
+
+    def finish(
+        self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int], shown: Sequence[str] = ()
+    ) -> tuple[list[Generation], DecodeState]:
+        """What `decode` returns, and the final state with its statistics."""
         begin, before = time.perf_counter(), decoder.compile_seconds
         state = self.begin(decoder, batch, ask, rows)
         cuts: dict[int, int] = {}
@@ -249,7 +255,8 @@ class LanguageModel:
         now = loop.snapshot(state)
         spent = time.perf_counter() - begin - (decoder.compile_seconds - before)
         names = list(shown) or [""] * len(batch)
-        return [self.result(decoder, now, b, len(ids), names[b], spent, cuts, ask) for b, ids in enumerate(batch)]
+        results = [self.result(decoder, now, b, len(ids), names[b], spent, cuts, ask) for b, ids in enumerate(batch)]
+        return results, state
 
     def stop_rows(self, state: DecodeState, ask: Request, cuts: dict[int, int]) -> DecodeState:
         """Mark rows done whose text holds a stop string; `cuts` remembers after how many new tokens it was complete."""

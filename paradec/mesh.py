@@ -159,6 +159,16 @@ def current() -> Placement | None:
     return None if inside_shard_map else _in_use.value
 
 
+def constrain(x: Any, axes: Sequence[str | None]) -> Any:
+    """The array, told to the compiler to lie as the enclosing `use` lays out these axes; outside one, the array itself.
+
+    Needed where nothing else says it: with weights split over "data" too (`FSDP`), the compiler would split activations
+    like them and keep every row of the batch on every device.
+    """
+    placement = current()
+    return x if placement is None else jax.lax.with_sharding_constraint(x, placement.sharding(axes, x.shape))
+
+
 def start(
     coordinator_address: str | None = None,
     num_processes: int | None = None,

@@ -46,9 +46,9 @@ def test_unknown_option_names_the_nearest():
 
 
 def test_options_are_typed():
-    options = catalog.parse("prompt_lookup", ["num_draft=3", "adapt=false", "accept=rejection"])
-    assert options == {"num_draft": 3, "adapt": False, "accept": "rejection"}
-    for bad in ("num_draft=three", "adapt=maybe", "num_draft"):
+    options = catalog.parse("prompt_lookup", ["num_draft=3", "latest=false", "accept=rejection"])
+    assert options == {"num_draft": 3, "latest": False, "accept": "rejection"}
+    for bad in ("num_draft=three", "latest=maybe", "num_draft"):
         with pytest.raises(InputError):
             catalog.parse("prompt_lookup", [bad])
 
@@ -58,6 +58,7 @@ def test_options_are_typed():
     [
         ("prompt_lookup", {"num_draft": 0}, "at least 1"),
         ("lookahead", {"ngram": 2}, "at least 3"),
+        ("prompt_lookup", {"min_ngram": 9}, "never drafts"),
         ("lookahead", {"accept": "rejection"}, "verifies chains"),
         ("draft_model", {}, "second model"),
         ("jacobi", {"accept": "hope"}, "accept rule"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Int, Int32, PyTree
 
+from paradec.mesh import constrain
 from paradec.types import OPEN, DecodeState, Method, Prompt, Sampling
 
 
@@ -26,9 +28,25 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(state: DecodeState) -> Snapshot:
-    """Fetch the small leaves of a state."""
+    """Fetch the small leaves of a state; where processes hold a part each, every process gets all rows."""
     leaves = (state.tokens, state.committed_at, state.length, state.done, state.calls)
+    if not state.tokens.is_fully_addressable:
+        leaves = multihost_utils.process_allgather(leaves, tiled=True)
     return Snapshot(*(np.asarray(x) for x in jax.device_get(leaves)))
+
+
+def axes(state: PyTree) -> PyTree:
+    """The logical axes of every leaf of a state: a cache names its own (`cache.axes()`), all others are batch first."""
+
+    def one(x: Any) -> Any:
+        return x.axes() if hasattr(x, "axes") else ("batch", *(None,) * x.ndim)[: x.ndim]
+
+    return jax.tree.map(one, state, is_leaf=lambda x: hasattr(x, "axes"))
+
+
+def placed(state: DecodeState) -> DecodeState:
+    """The state, laid out on the mesh in use (see `mesh.use`); without one, as it is."""
+    return jax.tree.map(constrain, state, axes(state))
 
 
 @partial(jax.jit, static_argnames=("slots", "chunk"))
@@ -44,8 +62,8 @@ def start(
     chunk: int,
 ) -> DecodeState:
     """The state after reading the prompt; no token is generated yet. Compiles once per (batch, slots, chunk)."""
-    state = method.init(params, prompt, limit, key, sampling, slots)
-    return method.prefill(params, state, chunk)
+    state = placed(method.init(params, prompt, limit, key, sampling, slots))
+    return placed(method.prefill(params, state, chunk))
 
 
 @partial(jax.jit, donate_argnames=("state",))
@@ -56,7 +74,8 @@ def run(method: Method, params: PyTree, state: DecodeState, turns: Int[Array, ""
         return (carry[0] < turns) & ~jnp.all(carry[1].done)
 
     def turn(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        return carry[0] + 1, method.step(params, carry[1])
+        # Laid out as it came in: else the compiler may choose anew, and the donated buffers would not fit.
+        return carry[0] + 1, placed(method.step(params, carry[1]))
 
     return lax.while_loop(unfinished, turn, (jnp.int32(0), state))[1]
 

@@ -82,7 +82,7 @@ def _above(
     gather it, and for 18 rows of 128256 take 128 MiB and half a minute of compilation on a TPU.
     """
 
-    def ordered(bits: Array | np.int32) -> Array | np.int32:  # a float's bits as an integer that sorts like the float; its own inverse
+    def ordered(bits: Array | np.int32) -> Array | np.int32:  # sorts like the float of these bits; its own inverse
         return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:

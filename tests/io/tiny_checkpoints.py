@@ -51,16 +51,16 @@ def shapes(family: str) -> dict[str, tuple[int, ...]]:
         layer |= {"self_attn.q_norm.weight": (K,), "self_attn.k_norm.weight": (K,)}
     if family == "gemma3_text":
         layer |= {"pre_feedforward_layernorm.weight": (D,), "post_feedforward_layernorm.weight": (D,)}
-    layers = (SIZES | FAMILIES[family])["num_hidden_layers"]
+    layers = (SIZES | FAMILIES.get(family, {}))["num_hidden_layers"]
     found = {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
     found |= {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
-    return found | ({"lm_head.weight": (V, D)} if family in ("llama", "qwen3") else {})
+    return found | ({"lm_head.weight": (V, D)} if family in ("llama", "mistral", "qwen3") else {})
 
 
 def write_hf(folder: Path, family: str, **changes: Any) -> dict[str, np.ndarray]:
     """Write a hub folder; return its tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = SIZES | FAMILIES[family] | {"model_type": family} | changes
+    config = SIZES | FAMILIES.get(family, {}) | {"model_type": family} | changes
     (folder / "config.json").write_text(json.dumps(config))
     tensors = random_weights(shapes(family))
     save_file(tensors, folder / "model.safetensors")
