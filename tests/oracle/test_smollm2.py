@@ -1,0 +1,42 @@
+"""SmolLM2-135M against transformers on the same weights: logits and greedy text."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.golden.make_greedy import prompts, transformers_greedy
+
+pytestmark = pytest.mark.oracle
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+
+def test_logits(smollm2, tmp_path):
+    """Both are float32 roundings of one truth, so both are held against float64; logits reach about 38."""
+    from paradec.io.hf import save_hf
+
+    save_hf(tmp_path, smollm2.model, jax.device_get(smollm2.params))
+    forward = jax.jit(lambda w, t: smollm2.model.forward(w, t).logits)
+    peers = [
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=kind).eval()
+        for kind in (torch.float32, torch.float64)
+    ]
+    for text in prompts()[:4]:
+        ids = smollm2.encode(text)[:48]
+        ours = np.asarray(forward(smollm2.params, jnp.asarray([ids], jnp.int32)))
+        with torch.no_grad():
+            single, double = (peer(torch.tensor([ids])).logits.numpy() for peer in peers)
+        assert np.abs(ours - single).max() < 2e-4
+        assert np.abs(ours - double).max() < 2 * np.abs(single - double).max()
+        assert (ours.argmax(-1) == double.argmax(-1)).all()
+
+
+def test_greedy_text(smollm2):
+    texts = prompts()
+    theirs = transformers_greedy(smollm2, texts)
+    ours = [list(r.token_ids) for r in smollm2.generate(texts, max_new_tokens=32)]
+    assert len(texts) == 20
+    assert ours == theirs
