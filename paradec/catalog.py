@@ -130,7 +130,7 @@ def build(name: str, target: Model, eos: Iterable[int], draft: Model | None = No
     if row.drafter is DraftModel:
         if draft is None:
             raise InputError(
-                "draft_model needs a second model: pass draft=… (a name that `paradec models` lists, or a folder)."
+                "draft_model needs a second model: pass draft=… (a preset, a folder, a hub id or layers:N)."
             )
         if draft.vocab_size != target.vocab_size:
             raise InputError(

@@ -135,6 +135,7 @@ class LanguageModel:
     params: PyTree
     tokenizer: Tokenizer
     decoders: dict[Any, Decoder] = dataclasses.field(default_factory=dict, repr=False)
+    drafts: dict[str, LanguageModel] = dataclasses.field(default_factory=dict, repr=False)
 
     def generate(
         self, prompts: Text | Sequence[Text], *, method_args: dict[str, Any] | None = None, **request: Any
@@ -203,9 +204,7 @@ class LanguageModel:
         options = dict(method_args or {})
         draft = options.pop("draft", None)
         if isinstance(draft, str):
-            from paradec.loading import load
-
-            draft = self if draft == self.name else load(draft)
+            draft = self.draft(draft)
         key = (ask.method, tuple(sorted(options.items())), id(draft), ask.ignore_eos)
         if key not in self.decoders:
             eos = () if ask.ignore_eos else self.tokenizer.eos_ids
@@ -214,6 +213,27 @@ class LanguageModel:
             params = {"target": self.params} | ({} if draft is None else {"draft": draft.params})
             self.decoders[key] = Decoder(ask.method, method, params)
         return self.decoders[key]
+
+    def draft(self, name: str) -> LanguageModel:
+        """The draft model of that name; "layers:N" is this model's own first N layers, untrained for the task."""
+        if name == self.name:
+            return self
+        if name not in self.drafts:
+            from paradec.loading import load
+
+            count = name.removeprefix("layers:")
+            self.drafts[name] = self.shallow(count) if count != name else load(name, dtype=self.model.dtype)
+        return self.drafts[name]
+
+    def shallow(self, count: str) -> LanguageModel:
+        """This model cut after its first layers."""
+        depth = self.model.num_layers
+        if not count.isdecimal() or not 1 <= int(count) <= depth:
+            raise InputError(f"draft=layers:N takes N from 1 to {depth}; {count!r} was given.")
+        n = int(count)
+        model = dataclasses.replace(self.model, num_layers=n, sliding=self.model.sliding[:n])
+        params = self.params.replace(blocks=jax.tree.map(lambda x: x[:n], self.params.blocks))
+        return LanguageModel(f"{self.name}/layers:{n}", model, params, self.tokenizer)
 
     def begin(self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int]) -> DecodeState:
         """The state of a batch after its prompts; short batches are filled with rows that are already done.

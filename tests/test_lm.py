@@ -107,10 +107,22 @@ def test_unknown_method_and_option(lm):
         lm.generate("y", method="jacobi", method_args={"windows": 3})
 
 
-def test_compare_counts_and_agrees(lm, plain):
-    report = paradec.compare(
-        lm, PROMPTS, ["prompt_lookup", "jacobi"], max_new_tokens=20, batch_size=3, repeats=2
+def test_a_draft_model_may_be_the_first_layers(lm, plain):
+    rows = lm.generate(
+        PROMPTS, method="draft_model", method_args={"draft": "layers:1"}, max_new_tokens=20, batch_size=4
     )
+    assert [r.token_ids for r in rows] == [r.token_ids for r in plain]
+    whole = lm.generate(
+        PROMPTS, method="draft_model", method_args={"draft": "layers:2"}, max_new_tokens=20, batch_size=4
+    )
+    assert [r.token_ids for r in whole] == [r.token_ids for r in plain]
+    assert max(r.calls for r in whole) == 4  # the draft is the target: five tokens a call
+    with pytest.raises(InputError, match="from 1 to 2"):
+        lm.generate("y", method="draft_model", method_args={"draft": "layers:3"})
+
+
+def test_compare_counts_and_agrees(lm, plain):
+    report = paradec.compare(lm, PROMPTS, ["prompt_lookup", "jacobi"], max_new_tokens=20, batch_size=3, repeats=2)
     assert [e.method for e in report.methods] == ["ar", "prompt_lookup", "jacobi"]
     for e in report.methods:
         assert (e.identical, e.total, e.first_divergence) == (4, 4, None)

@@ -100,13 +100,16 @@ def _above(
 def seen(state: DecodeState, token: Int[Array, "B N"], see: Bool[Array, "B N N"], vocab: int) -> Bool[Array, "B N V"]:
     """Which tokens the text up to each node holds: the row's own text and the node's ancestors."""
 
-    def row(text: Array, length: Array, token: Array, see: Array) -> Array:
-        inside = lax.iota(jnp.int32, text.shape[0]) < length
-        base = jnp.zeros(vocab, bool).at[text].max(inside)
-        path = jax.vmap(lambda mine: jnp.zeros(vocab, bool).at[token].max(mine))(see)
-        return base[None] | path
+    def text(tokens: Array, length: Array) -> Array:
+        return jnp.zeros(vocab, bool).at[tokens].max(lax.iota(jnp.int32, tokens.shape[0]) < length)
 
-    return jax.vmap(row)(state.tokens, state.length, token, see)
+    def path(j: Array, so_far: Array) -> Array:
+        here = lax.broadcasted_iota(jnp.int32, (1, 1, vocab), 2) == token[:, j, None, None]
+        return so_far | (see[:, :, j, None] & here)
+
+    # Node by node: as one scatter it takes 324 MiB on a TPU, for 8 rows of 11 nodes and 49152 tokens.
+    before = jax.vmap(text)(state.tokens, state.length)
+    return lax.fori_loop(0, token.shape[1], path, jnp.broadcast_to(before[:, None], (*token.shape, vocab)))
 
 
 def penalise(logits: Float[Array, "B N V"], seen: Bool[Array, "B N V"], s: Sampling) -> Float[Array, "B N V"]:

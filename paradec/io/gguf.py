@@ -38,8 +38,8 @@ COMMON = [
     Entry(_BLOCK + "attn_output.weight", "blocks.out", "D (H G K) -> H G K D"),
     Entry(_BLOCK + "post_attention_norm.weight", "blocks.attn_post_norm", "D -> D"),
     Entry(_BLOCK + "ffn_norm.weight", "blocks.mlp_norm", "D -> D"),
-    Entry(_BLOCK + "ffn_gate.weight", "blocks.gate_up", "F D -> D F", np.s_[:, 0]),
-    Entry(_BLOCK + "ffn_up.weight", "blocks.gate_up", "F D -> D F", np.s_[:, 1]),
+    Entry(_BLOCK + "ffn_gate.weight", "blocks.gate_up", "F D -> D F", np.s_[0]),
+    Entry(_BLOCK + "ffn_up.weight", "blocks.gate_up", "F D -> D F", np.s_[1]),
     Entry(_BLOCK + "ffn_down.weight", "blocks.down", "D F -> F D"),
     Entry(_BLOCK + "post_ffw_norm.weight", "blocks.mlp_post_norm", "D -> D"),
 ]
@@ -57,7 +57,9 @@ INTERLEAVED = [  # llama files store the pairs next to each other: row (j, i) of
 ]
 
 
-def load_gguf(path: str | os.PathLike[str], dtype: str = "float32") -> tuple[Transformer, Weights]:
+def load_gguf(
+    path: str | os.PathLike[str], dtype: str = "float32", track: names.Track = iter
+) -> tuple[Transformer, Weights]:
     """The model in a GGUF file, and its weights dequantized to `dtype` numpy arrays (`jax.device_put` moves them).
 
     Raises `UnknownName` for an architecture that paradec lacks, `InputError` for a dtype it lacks, and `WeightsError`
@@ -73,7 +75,7 @@ def load_gguf(path: str | os.PathLike[str], dtype: str = "float32") -> tuple[Tra
         if name != ROPE_FREQS  # already part of the configuration
     }
     pairs = INTERLEAVED if file.metadata["general.architecture"] == "llama" else HALF_SPLIT
-    return model, names.load(model, COMMON + pairs, tensors)
+    return model, names.load(model, COMMON + pairs, tensors, track)
 
 
 def read_model(file: GGUFFile) -> Transformer:

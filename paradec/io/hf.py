@@ -38,8 +38,8 @@ COMMON = [
     Entry(_ATTENTION + "q_norm.weight", "blocks.q_norm", "K -> K"),
     Entry(_ATTENTION + "k_norm.weight", "blocks.k_norm", "K -> K"),
     Entry(_ATTENTION + "o_proj.weight", "blocks.out", "D (H G K) -> H G K D"),
-    Entry(_BLOCK + "mlp.gate_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[:, 0]),
-    Entry(_BLOCK + "mlp.up_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[:, 1]),
+    Entry(_BLOCK + "mlp.gate_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[0]),
+    Entry(_BLOCK + "mlp.up_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[1]),
     Entry(_BLOCK + "mlp.down_proj.weight", "blocks.down", "D F -> F D"),
 ]
 LLAMA_NORMS = [Entry(_BLOCK + "post_attention_layernorm.weight", "blocks.mlp_norm", "D -> D")]
@@ -62,7 +62,9 @@ IGNORED_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tow
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
-def load_hf(folder: str | os.PathLike[str], dtype: str | None = None) -> tuple[Transformer, Weights]:
+def load_hf(
+    folder: str | os.PathLike[str], dtype: str | None = None, track: names.Track = iter
+) -> tuple[Transformer, Weights]:
     """The model in a folder, and its weights as numpy arrays (`jax.device_put` moves them, with or without shardings).
 
     `dtype` None keeps the one named in config.json. Raises `UnknownName` for an architecture that paradec lacks and
@@ -73,7 +75,7 @@ def load_hf(folder: str | os.PathLike[str], dtype: str | None = None) -> tuple[T
     tensors = _canonical(_open(folder))
     if config.model.tied:
         _drop_copied_head(tensors)
-    return config.model, names.load(config.model, _entries(config), tensors)
+    return config.model, names.load(config.model, _entries(config), tensors, track)
 
 
 def save_hf(folder: str | os.PathLike[str], model: Transformer, weights: Weights) -> None:

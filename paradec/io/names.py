@@ -85,7 +85,11 @@ def sizes(model: Transformer) -> dict[str, int]:
     }  # fmt: skip
 
 
-def load(model: Transformer, entries: Sequence[Entry], tensors: Mapping[str, Tensor]) -> Weights:
+Track = Callable[[Sequence[str]], Iterable[str]]
+"""Passes tensor names through, one by one as they are read: the seam for a progress bar."""
+
+
+def load(model: Transformer, entries: Sequence[Entry], tensors: Mapping[str, Tensor], track: Track = iter) -> Weights:
     """The model's weights as numpy arrays of its dtype, each tensor read once and copied straight to its place.
 
     All names and shapes are checked before anything is allocated or read. Raises `WeightsError` for a tensor that is
@@ -103,7 +107,8 @@ def load(model: Transformer, entries: Sequence[Entry], tensors: Mapping[str, Ten
                 f"the configuration asks for {entry.shape(size)}. The two do not belong together."
             )
     weights = jax.tree.map(lambda s: np.empty(s.shape, jax.numpy.dtype(s.dtype)), specs, is_leaf=_is_spec)
-    for name, (entry, layer) in places.items():
+    for name in track(list(places)):
+        entry, layer = places[name]
         part = entry.read(tensors[name].read(), size)
         if not entry.leaf:
             _check_zero(name, tensors[name].file, part)

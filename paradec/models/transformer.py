@@ -34,7 +34,7 @@ class Blocks:
     out: Float[Array, "L H G K D"]
     attn_post_norm: Float[Array, "L D"] | None
     mlp_norm: Float[Array, "L D"]
-    gate_up: Float[Array, "L D 2 F"]  # [.., 0, :] gate, [.., 1, :] up
+    gate_up: Float[Array, "L 2 D F"]  # gate, then up
     down: Float[Array, "L F D"]
     mlp_post_norm: Float[Array, "L D"] | None
 
@@ -116,7 +116,7 @@ class Transformer:
             out=spec((L, H, G, K, D), ("layers", "kv_heads", None, None, "embed"), (H * G * K) ** -0.5 * residual),
             attn_post_norm=norm(D, self.post_norms),
             mlp_norm=norm(D),
-            gate_up=spec((L, D, 2, F), ("layers", "embed", None, "mlp"), D**-0.5),
+            gate_up=spec((L, 2, D, F), ("layers", None, "embed", "mlp"), D**-0.5),
             down=spec((L, F, D), ("layers", "mlp", "embed"), F**-0.5 * residual),
             mlp_post_norm=norm(D, self.post_norms),
         )
@@ -237,8 +237,10 @@ class Transformer:
         return x + (mixed if w.attn_post_norm is None else self._norm(mixed, w.attn_post_norm))
 
     def _mlp(self, w: Blocks, x: Array) -> Array:
-        gate_up = jnp.einsum("btd,dcf->btcf", self._norm(x, w.mlp_norm), w.gate_up)
-        gate, up = gate_up[:, :, 0], gate_up[:, :, 1]
+        x_norm = self._norm(x, w.mlp_norm)
+        # Two products, and the pair of matrices in front: as one product, or with the pair inside, a CPU transposes
+        # the weights and a TPU lays them out anew in every call.
+        gate, up = (jnp.einsum("btd,df->btf", x_norm, w.gate_up[i]) for i in (0, 1))
         act = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
         mixed = jnp.einsum("btf,fd->btd", act * up, w.down)
         return x + (mixed if w.mlp_post_norm is None else self._norm(mixed, w.mlp_post_norm))
