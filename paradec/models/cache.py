@@ -22,7 +22,7 @@ class KVCache:
 
     def axes(self) -> KVCache:
         """The logical axes of every leaf, named as in `Spec.axes`."""
-        return KVCache(k=AXES, v=AXES, length=("batch",))
+        return self.replace(k=AXES, v=AXES, length=("batch",))
 
 
 @struct.dataclass

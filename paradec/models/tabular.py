@@ -98,7 +98,7 @@ class ConditionalTable:
             old = jnp.take_along_axis(cache.token, (self.order - outside) % self.order, axis=1)
             recent.append(jnp.where(outside > 0, old, jnp.take_along_axis(token, here, axis=1)))
             up = jnp.take_along_axis(parent, here, axis=1)
-            outside = outside + (up == here)
+            outside = outside + (up == here).astype(jnp.int32)
             here = up
         return jnp.stack(recent, axis=-1)
 

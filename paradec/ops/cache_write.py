@@ -57,6 +57,6 @@ def _window(buffer: Array, new: Array, start: Array, count: Array) -> Array:
 
 def _scatter(buffer: Array, new: Array, start: Array, count: Array) -> Array:
     i = lax.iota(jnp.int32, new.shape[3])
-    at = jnp.where(i < count[:, None], start[:, None] + i, buffer.shape[3])  # out of range: dropped
+    at = jnp.where(i[None] < count[:, None], start[:, None] + i[None], buffer.shape[3])  # out of range: dropped
     put = jax.vmap(jax.vmap(lambda c, u, at: c.at[at].set(u, mode="drop"), (0, 0, None)), (0, 0, 0))
     return jax.vmap(put, (0, 0, None))(buffer, new, at)

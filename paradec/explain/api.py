@@ -1,0 +1,130 @@
+"""`explain`, as a function and as a command, and the report as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from paradec.explain.child import ask
+from paradec.explain.request import MIB, Cost, Memory, Report, Request
+from paradec.models.transformer import Transformer
+
+
+def explain(
+    method: str = "ar",
+    model: str | Transformer = "smollm2-135m",
+    *,
+    program: str = "decode",
+    target: str = "cpu",
+    batch: int = 1,
+    slots: int = 2048,
+    mesh: tuple[int, int] = (1, 1),
+    dtype: str = "bfloat16",
+    draft: str | Transformer | None = None,
+    **options: Any,
+) -> Report:
+    """Compile one decode step of a method for a target that need not be here, and report its cost.
+
+    `program` "train" compiles a forward and backward pass instead, with the weights split over both axes of the mesh.
+    `model` is a name of `models.shapes` or any Transformer; `target` is "cpu" or a TPU topology such as "v5e:16x16";
+    `mesh` is (data, model): rows over data, heads and widths over model. `slots` are cache slots of a row, or its
+    tokens in training. `options` are the method's. Raises `ResourceError` where the TPU compiler is not installed.
+    """
+    structures = {"model": _plain(model), "draft": _plain(draft)}
+    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype}
+    return ask(Request(method, program=program, target=target, options=options, **structures, **sizes))
+
+
+def _plain(model: Any) -> Any:
+    return dataclasses.asdict(model) if isinstance(model, Transformer) else model
+
+
+def command(
+    method: str = "ar",
+    model: Annotated[str, tyro.conf.arg(help="A shape: llama3-8b, smollm2-135m or tiny.")] = "smollm2-135m",
+    program: Literal["decode", "train"] = "decode",
+    target: Annotated[str, tyro.conf.arg(help="cpu, or a TPU topology: v5e:1x1, v5e:16x16, v5p:2x2x1.")] = "cpu",
+    batch: int = 1,
+    slots: Annotated[int, tyro.conf.arg(help="Cache slots of a row; tokens of a row in training.")] = 2048,
+    mesh: Annotated[tuple[int, int], tyro.conf.arg(help="Devices over rows, and over heads and widths.")] = (1, 1),
+    dtype: str = "bfloat16",
+    method_arg: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(help="An option of the method, key=value; for draft_model also draft=SHAPE."),
+    ] = (),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """Compile a decode step for a device that need not be here, and print what it costs."""
+    from paradec import catalog
+
+    options = catalog.parse(method, method_arg)
+    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype}
+    report = explain(method, model, program=program, target=target, **sizes, **options)
+    if as_json:
+        print(json.dumps(report.public(), indent=1))
+    else:
+        console = Console(highlight=False)
+        for part in tables(report):
+            console.print(part)
+    return 0 if report.fits else 1
+
+
+def tables(report: Report) -> list[RenderableType]:
+    """The report for a terminal."""
+    data, model = report.request.mesh
+    head = f"[bold]{report.title}[/]\n{report.request.target} ({report.device}), mesh {data} × {model}, "
+    head += f"{report.request.dtype}; compiled in {report.compile_seconds:.1f} s"
+    if report.memory is None:
+        return [head, f"[red]It does not fit.[/] {report.refused}"]
+    return [head, _memory(report.memory, report.hbm), _cost(report), _collectives(report), _moves(report)]
+
+
+def _memory(memory: Memory, hbm: int | None) -> Table:
+    table = Table("memory of a chip", "MiB", box=None)
+    for name in ("arguments", "outputs", "aliased", "temporaries", "code"):
+        table.add_row(name, f"{getattr(memory, name) / MIB:,.1f}", end_section=name == "code")
+    share = "" if hbm is None else f" of {hbm / MIB:,.0f} ({memory.needed / hbm:.0%})"
+    table.add_row("needed", f"{memory.needed / MIB:,.1f}{share}")
+    return table
+
+
+def _cost(report: Report) -> Table:
+    counted, compiler = report.counted, report.compiler or Cost(flops=0.0)
+    table = Table("work of a chip", "from shapes", "compiler, loop bodies once", box=None)
+    table.add_row("GFLOP", f"{counted.flops / 1e9:,.1f}", f"{compiler.flops / 1e9:,.1f}")
+    if counted.weights is not None and counted.cache is not None:
+        table.add_row("MiB of weights", f"{counted.weights / MIB:,.1f}", "")
+        table.add_row("MiB of cache, all slots in use", f"{counted.cache / MIB:,.1f}", "")
+    if compiler.accessed is not None:
+        table.add_row("MiB accessed", "", f"{compiler.accessed / MIB:,.1f}")
+    if report.floor_seconds is not None:
+        table.add_row("no run is faster than", f"{report.floor_seconds * 1e3:,.2f} ms", "")
+    return table
+
+
+def _collectives(report: Report, most: int = 12) -> RenderableType:
+    if not report.collectives:
+        return "No collectives."
+    table = Table("collective", "result", "KiB", "places", "", box=None)
+    for c in report.collectives[:most]:
+        notes = [note for note, true in (("in a loop", c.in_loop), ("overlapped", c.overlapped)) if true]
+        table.add_row(c.kind, c.shape, f"{c.bytes / 1024:,.1f}", str(c.count), ", ".join(notes))
+    if rest := report.collectives[most:]:
+        places = str(sum(c.count for c in rest))
+        table.add_row(f"{len(rest)} smaller ones", "", f"≤ {max(c.bytes for c in rest) / 1024:,.1f}", places)
+    return table
+
+
+def _moves(report: Report) -> str:
+    if report.request.program == "train":
+        return ""
+    if not report.moves:
+        return "No copy, transpose or gather of a cache's shape."
+    listed = ", ".join(f"{m.count} × {m.kind} {m.shape}" for m in report.moves)
+    return f"[red]The cache is moved:[/] {listed}"

@@ -1,0 +1,127 @@
+"""Compile a request and read the result. Runs in a process of its own: see `child`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from paradec import catalog, mesh
+from paradec.errors import InputError, ResourceError
+from paradec.explain import hlo
+from paradec.explain.programs import Program, decode_step, training_step
+from paradec.explain.request import Cost, Memory, Report, Request
+from paradec.models.shapes import shape
+from paradec.models.transformer import Transformer
+from paradec.ops.rope import Rope
+
+
+def report(request: Request) -> Report:
+    """The whole answer to one request, on this process' devices or its TPU compiler's."""
+    devices = topology(request.target) if request.chip else jax.devices()
+    data, model = request.mesh
+    rules = mesh.FSDP if request.program == "train" else mesh.TENSOR
+    with mesh.use(mesh.make_mesh(data, model, devices), rules) as place:
+        return measure(request, build(request, place), devices[0].device_kind)
+
+
+def topology(target: str) -> Sequence[Any]:
+    """The devices of a TPU that is not here."""
+    if not has_tpu_compiler():
+        raise ResourceError(
+            "The TPU compiler is not installed: pip install 'paradec[aot]' (Linux on x86-64). Keep JAX_PLATFORMS=cpu "
+            "set on that machine, or every start of jax looks for a TPU."
+        )
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(target, platform="tpu").devices
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        raise InputError(f"There is no TPU topology {target!r}: {error}") from error
+
+
+def has_tpu_compiler() -> bool:
+    """Whether libtpu is installed."""
+    found = importlib.util.find_spec("libtpu")
+    return found is not None and found.origin is not None
+
+
+def build(request: Request, place: mesh.Placement) -> Program:
+    """The program a request names."""
+    target = structure(request.model, request.dtype)
+    if request.program == "train":
+        return training_step(target, request.batch, request.slots, place)
+    draft = None if request.draft is None else structure(request.draft, request.dtype)
+    # Abstract too: on the mesh of a machine that is not here, the smallest array cannot be made.
+    method = jax.eval_shape(lambda: catalog.build(request.method, target, (0,), draft, **request.options))
+    models = {"target": target} if draft is None else {"target": target, "draft": draft}
+    return decode_step(method, models, request.batch, request.slots, place)
+
+
+def structure(model: str | dict[str, Any], dtype: str) -> Transformer:
+    """The Transformer that a request means."""
+    if isinstance(model, str):
+        return dataclasses.replace(shape(model), dtype=dtype)
+    ropes = {k: Rope(**model[k]) for k in ("rope", "local_rope") if model.get(k) is not None}
+    return Transformer(**model | ropes | {"sliding": tuple(model.get("sliding", ())), "dtype": dtype})
+
+
+def measure(request: Request, program: Program, device: str) -> Report:
+    """Lower, compile and read one program. A program that does not fit is an answer, not an error."""
+    start = time.perf_counter()
+    lowered = program.function.lower(*program.arguments)
+    middle = time.perf_counter()
+    basis = Report(request, title(request), device, program.counted, lower_seconds=middle - start)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return dataclasses.replace(basis, refused=refusal(str(error)), compile_seconds=time.perf_counter() - middle)
+    basis = dataclasses.replace(basis, compile_seconds=time.perf_counter() - middle)
+    module = hlo.Module(compiled.as_text())
+    return dataclasses.replace(
+        basis,
+        memory=_memory(compiled.memory_analysis()),
+        compiler=_cost(compiled.cost_analysis()),
+        collectives=hlo.collectives(module),
+        moves=hlo.moves(module, program.caches),
+    )
+
+
+def refusal(message: str) -> str:
+    """The sentence in the compiler's message that says how much is too much."""
+    found = re.search(r"Ran out of memory.*(?=\. HLO module)", message)
+    return f"{found[0]}." if found else message.splitlines()[0]
+
+
+def title(request: Request) -> str:
+    """What the program is, for people."""
+    model = request.model if isinstance(request.model, str) else "the given Transformer"
+    if request.program == "train":
+        return f"Forward and backward pass of {model}, {request.batch} rows of {request.slots} tokens"
+    options = "".join(f", {k}={v}" for k, v in request.options.items())
+    return f"One step of {request.method}{options} on {model}, {request.batch} rows, {request.slots} cache slots"
+
+
+def _memory(m: Any) -> Memory:
+    return Memory(
+        arguments=m.argument_size_in_bytes,
+        outputs=m.output_size_in_bytes,
+        aliased=m.alias_size_in_bytes,
+        temporaries=m.temp_size_in_bytes,
+        code=m.generated_code_size_in_bytes,
+        peak=m.peak_memory_in_bytes,
+    )
+
+
+def _cost(analysis: Any) -> Cost:
+    found = analysis or {}
+    return Cost(flops=found.get("flops", 0.0), accessed=found.get("bytes accessed"))

@@ -1,0 +1,125 @@
+"""The programs that `explain` compiles, with abstract arguments laid out on a mesh: no array is ever made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+from paradec import params
+from paradec.decode import loop, sampling
+from paradec.explain.request import Cost
+from paradec.mesh import Placement
+from paradec.models.transformer import Transformer
+from paradec.types import DecodeState, Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function to compile, its abstract arguments, what it costs by its shapes, and the caches it must not move."""
+
+    function: Callable[..., Any]  # jitted
+    arguments: tuple[PyTree, ...]
+    counted: Cost
+    caches: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()  # (shape on one device, whole shape)
+
+
+def decode_step(method: Any, models: dict[str, Transformer], batch: int, slots: int, place: Placement) -> Program:
+    """One `step` of a method whose parameters are those of `models`; the state is donated, as in `loop.run`."""
+    weights = {name: _weights(model, place) for name, model in models.items()}
+    state = _state(method, weights, batch, slots, place)
+    whole = NamedSharding(place.mesh, PartitionSpec())
+    method = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), method)
+
+    def step(method: Any, weights: PyTree, state: DecodeState) -> DecodeState:
+        return method.step(weights, state)
+
+    out = jax.tree.map(lambda x: x.sharding, state)
+    return Program(
+        function=jax.jit(step, donate_argnums=2, out_shardings=out),
+        arguments=(method, weights, state),
+        counted=_count_step(method, models, weights, state),
+        caches=tuple({(_local(x), x.shape) for cache in _caches(state) for x in jax.tree.leaves(cache) if x.ndim > 1}),
+    )
+
+
+def training_step(model: Transformer, batch: int, tokens: int, place: Placement) -> Program:
+    """Loss and gradients of next-token prediction: float32 parameters, computed in the model's dtype, layers redone in
+    the backward pass."""
+    specs = params.cast(model.specs(), jnp.float32)
+    weights = params.abstract(specs, params.shardings(specs, place.mesh, place.rules))
+    rows = place.sharding(("batch", None), (batch, tokens))
+    text = jax.ShapeDtypeStruct((batch, tokens), jnp.int32, sharding=rows)
+
+    def loss(weights: PyTree, text: Int[Array, "B T"]) -> Array:
+        logits = model.forward(params.cast(weights, model.dtype), text, remat=True).logits
+        wanted = jnp.take_along_axis(logits, jnp.roll(text, -1, axis=1)[:, :, None], axis=-1)[..., 0]
+        return jnp.mean((jax.nn.logsumexp(logits, axis=-1) - wanted)[:, :-1])
+
+    out = jax.tree.map(lambda x: x.sharding, weights)
+    function = jax.jit(jax.value_and_grad(loss), out_shardings=(None, out))
+    return Program(function, (weights, text), _count_training(model, weights, batch, tokens, place.mesh.size))
+
+
+def _weights(model: Transformer, place: Placement) -> PyTree:
+    specs = model.specs()
+    return params.abstract(specs, params.shardings(specs, place.mesh, place.rules))
+
+
+def _state(method: Any, weights: PyTree, batch: int, slots: int, place: Placement) -> DecodeState:
+    """The abstract state of `batch` rows whose target cache has `slots` slots, laid out as `loop.start` would."""
+    canvas = max(slots - method.drafter.nodes, 2)
+    prompt = Prompt(jax.ShapeDtypeStruct((batch, 1), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.int32))
+    key = jax.eval_shape(lambda: sampling.row_keys(0, range(batch)))
+    law = jax.eval_shape(lambda: sampling.sampling(batch))
+    init = lambda method, *rest: method.init(*rest, slots=canvas)
+    state = jax.eval_shape(init, method, weights, prompt, prompt.length, key, law)
+    lay = lambda x, axes: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.sharding(axes, x.shape))
+    return jax.tree.map(lay, state, loop.axes(state))
+
+
+def _caches(state: DecodeState) -> list[PyTree]:
+    known = lambda x: hasattr(x, "axes")
+    return [x for x in jax.tree.leaves(state, is_leaf=known) if known(x)]
+
+
+def _local(x: Any) -> tuple[int, ...]:
+    return x.sharding.shard_shape(x.shape)
+
+
+def _multiplied(model: Transformer, weights: PyTree) -> int:
+    """Numbers on one device that meet every row in a matrix product: not an embedding that is only looked up."""
+    table = 0 if model.tied else math.prod(_local(weights.embed))
+    return sum(math.prod(_local(x)) for x in jax.tree.leaves(weights)) - table
+
+
+def _count_step(method: Any, models: dict[str, Transformer], weights: PyTree, state: DecodeState) -> Cost:
+    """One chip's share, every slot of the caches in use. A draft model reads its weights and cache at every call."""
+    rows, nodes = _local(state.tokens)[0], method.drafter.nodes
+    uses = {"target": (state.cache, nodes, 1), "draft": (state.carry, 1, getattr(method.drafter, "calls", 0))}
+    flops = read = cached = 0.0
+    for name, model in models.items():
+        cache, width, calls = uses[name]
+        item = jnp.dtype(model.dtype).itemsize
+        dense = _multiplied(model, weights[name])
+        kept = sum(math.prod(_local(x)) for x in jax.tree.leaves(cache) if x.ndim > 1)
+        flops += 2 * calls * width * (dense * rows + kept * model.groups)
+        read += calls * dense * item
+        cached += calls * kept * item
+    return Cost(flops=flops, weights=read, cache=cached)
+
+
+def _count_training(model: Transformer, weights: PyTree, batch: int, tokens: int, devices: int) -> Cost:
+    """One chip's share. Attention is counted over all pairs, as it is computed, not over the causal half."""
+    head = model.vocab_size * model.width
+    table = 0 if model.tied else head
+    layers = (params.count(weights) - table - head) * batch * tokens
+    attention = 2 * batch * tokens**2 * model.num_layers * model.num_heads * model.head_dim
+    # Two operations a product; one pass forward and two backward, and layers once more, since they are redone.
+    return Cost(flops=2 * (4 * (layers + attention) + 3 * head * batch * tokens) / devices)

@@ -1,0 +1,279 @@
+"""`explain`: what it reads in HLO, what it says of a CPU, and what the real TPU compiler makes of our programs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from paradec import mesh
+from paradec.catalog import METHODS
+from paradec.cli import main
+from paradec.decode import loop
+from paradec.errors import InputError, ResourceError, UnknownName
+from paradec.explain import Report, Request, compiler, explain, hlo
+from paradec.explain.child import environment
+from paradec.models.shapes import SHAPES, llama3_8b, smollm2_135m
+from paradec.params import count
+
+MIB = 2**20
+
+HLO = """HloModule test, is_scheduled=true
+
+%start.body (p.0: bf16[1,64]) -> (bf16[1,64], bf16[1,4096]) {
+  %all-gather.1 = bf16[1,4096]{1,0:T(8,128)(2,1)} all-gather(%p.0), channel_id=1, dimensions={1}
+  ROOT %cc.1 = (bf16[1,64]{1,0:T(8,128)}, u32[]{:S(2)}) custom-call(%p.0), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (p.1: bf16[1,64]) -> bf16[1,4096] {
+  ROOT %all-gather.2 = bf16[1,4096]{1,0} all-gather(%p.1), channel_id=1, dimensions={1}
+}
+
+%done.body (p.2: bf16[1,64]) -> bf16[1,4096] {
+  %all-gather.3 = bf16[1,4096]{1,0} all-gather(%p.2), channel_id=1, dimensions={1}
+  ROOT %cc.2 = bf16[1,4096]{1,0} custom-call(%p.2, %all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.3.clone (input.1: bf16[4096,64]) -> bf16[64,64] {
+  %all-reduce.1 = bf16[4096,64]{1,0} all-reduce(%input.1), channel_id=2, to_apply=%add
+  ROOT %dynamic-slice.1 = bf16[64,64]{1,0} dynamic-slice(%all-reduce.1, %i), dynamic_slice_sizes={64,64}
+}
+
+%turn (p.3: (s32[], bf16[2,9,4096])) -> (s32[], bf16[2,9,4096]) {
+  %ars = bf16[64,64]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3.clone
+  %s = (bf16[1,64]{1,0}, bf16[1,4096]{1,0}, u32[]{:S(2)}) fusion(%y), kind=kCustom, calls=%start.body
+  %f = bf16[1,4096]{1,0} fusion(%s), kind=kCustom, calls=%async_collective_fusion.1
+  %d = bf16[1,4096]{1,0} fusion(%f), kind=kCustom, calls=%done.body
+  %t.1 = bf16[2,64,4,8]{3,2,1,0:T(8,128)(2,1)S(1)} transpose(%k), dimensions={0,2,1,3}
+  ROOT %r = (s32[], bf16[2,9,4096]) tuple(%i, %z)
+}
+
+ENTRY %main.1 (k.1: bf16[2,4,64,8]) -> bf16[2,4,64,8] {
+  %while.1 = (s32[], bf16[2,9,4096]) while(%tuple.1), condition=%test, body=%turn
+  %ar = (f32[2]{0}, f32[4]{0}) all-reduce(%a, %b), channel_id=4, to_apply=%add
+  %ag.s = (f32[4]{0}, f32[16]{0}) all-gather-start(%c), channel_id=5, dimensions={0}
+  %ag.d = f32[16]{0} all-gather-done(%ag.s)
+  %gathered = bf16[2,8,64,8]{3,2,1,0} all-gather(%k.1), channel_id=6, dimensions={1}
+  %inner = bf16[2,4,64,9]{3,2,1,0} copy(%other)
+  ROOT %copy.1 = bf16[2,4,64,8]{3,2,1,0} copy(%k.1)
+}
+"""
+
+
+def test_collectives_are_read_with_their_disguises():
+    found = {(c.kind, c.shape): c for c in hlo.collectives(hlo.Module(HLO))}
+    assert set(found) == {
+        ("all-gather", "bf16[1,4096]"),
+        ("reduce-scatter", "bf16[64,64]"),
+        ("all-reduce", "f32[2] f32[4]"),
+        ("all-gather", "f32[16]"),
+        ("all-gather", "bf16[2,8,64,8]"),
+    }
+    overlapped = found["all-gather", "bf16[1,4096]"]
+    assert (overlapped.count, overlapped.in_loop, overlapped.overlapped, overlapped.bytes) == (1, True, True, 8192)
+    assert found["reduce-scatter", "bf16[64,64]"].in_loop
+    assert found["all-reduce", "f32[2] f32[4]"].bytes == 24 and not found["all-reduce", "f32[2] f32[4]"].in_loop
+    assert found["all-gather", "f32[16]"].overlapped
+
+
+def test_moves_of_a_cache_are_found_in_any_order_of_dimensions():
+    moves = hlo.moves(hlo.Module(HLO), [((2, 4, 64, 8), (2, 8, 64, 8))])
+    assert {(m.kind, m.shape, m.in_loop) for m in moves} == {
+        ("all-gather", "bf16[2,8,64,8]", False),
+        ("copy", "bf16[2,4,64,8]", False),
+        ("transpose", "bf16[2,64,4,8]", True),
+    }
+    assert not hlo.moves(hlo.Module(HLO), [((3, 4, 64, 8), (3, 8, 64, 8))])
+
+
+# On the CPU at hand.
+
+
+@pytest.fixture(scope="module")
+def on_cpu():
+    return explain("prompt_lookup", "tiny", batch=4, slots=4096, dtype="float32", mesh=(2, 2), num_draft=4)
+
+
+def test_a_step_on_a_cpu_keeps_its_cache_in_place(on_cpu):
+    cache = 2 * 2 * 2 * 2 * 4096 * 8 * 4  # keys and values, layers, rows and heads of one device
+    assert on_cpu.counted.cache == cache
+    assert on_cpu.moves == () and on_cpu.fits and on_cpu.hbm is None and on_cpu.floor_seconds is None
+    assert cache <= on_cpu.memory.aliased < on_cpu.memory.arguments
+    assert on_cpu.memory.temporaries < cache / 2
+    assert {c.kind for c in on_cpu.collectives} <= {"all-reduce", "all-gather"}
+    assert max(c.bytes for c in on_cpu.collectives) <= 2 * 5 * 32 * 4  # activations of two rows
+
+
+def test_work_is_counted_from_shapes(on_cpu):
+    dense = 2 * (32 * 4 * 4 * 8 + 4 * 2 * 8 * 32 + 3 * 32 * 64) + 96 * 32  # qkv, out, MLP; head: all split in two
+    norms = 2 * 2 * 32 + 32
+    assert on_cpu.counted.weights == 4 * (dense / 2 + norms)
+    kept = 2 * 2 * 2 * 2 * 4096 * 8
+    assert on_cpu.counted.flops == 2 * 5 * ((dense / 2 + norms) * 2 + kept * 2)  # two rows; two queries a head
+
+
+def test_a_report_survives_json(on_cpu):
+    fields = json.loads(json.dumps(on_cpu.public()))
+    assert fields["fits"] is True
+    assert Report.parse(fields) == on_cpu
+
+
+def test_a_commit_that_rewrites_the_cache_is_found_out(monkeypatch):
+    def rewrite(buffer, new, start, count):
+        slot = jnp.arange(buffer.shape[3])[None, None, None, :, None]
+        return jnp.where(slot == start[None, :, None, None, None], new[:, :, :, :1], buffer)
+
+    monkeypatch.setattr("paradec.models.cache.cache_write", rewrite)
+    request = Request("ar", "tiny", batch=2, slots=1024, dtype="float32")
+    with mesh.use(mesh.make_mesh(1, 1)) as place:
+        assert compiler.measure(request, compiler.build(request, place), "cpu").moves
+
+
+def test_the_command_prints_a_table_or_json(capsys):
+    assert main(["explain", "--model", "tiny", "--slots", "128", "--dtype", "float32"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "One step of ar on tiny" in printed and "No copy, transpose or gather of a cache's shape." in printed
+    assert main(["explain", "--model", "tiny", "--slots", "16", "--program", "train", "--json"]) == 0
+    report = Report.parse(json.loads(capsys.readouterr().out))
+    assert report.counted.flops > 0 and report.memory.temporaries > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"target": "v5x:1x1"}, UnknownName, "v5e:16x16"),
+        ({"target": "v5e"}, InputError, "no topology"),
+        ({"target": "v5e:2x2", "mesh": (2, 1), "batch": 2}, InputError, "4 chips, not 2 × 1"),
+        ({"batch": 3, "mesh": (2, 1)}, InputError, "3 rows does not split"),
+        ({"slots": 0}, InputError, "at least 1"),
+        ({"program": "serve"}, UnknownName, "decode, train"),
+        ({"model": "tiny2"}, InputError, "Did you mean 'tiny'"),  # found out in the other process
+        ({"nodraft": 1}, InputError, "nodraft"),
+    ],
+)
+def test_what_cannot_be_explained_is_said_in_a_sentence(arguments, error, says):
+    with pytest.raises(error, match=says):
+        explain("ar", **{"model": "tiny"} | arguments)
+
+
+def test_without_the_tpu_compiler_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(compiler, "has_tpu_compiler", lambda: False)
+    with pytest.raises(ResourceError, match=r"paradec\[aot\]"):
+        compiler.topology("v5e:1x1")
+
+
+def test_shapes_have_their_published_sizes():
+    assert count(llama3_8b().specs()) == 8_030_261_248
+    assert count(smollm2_135m().specs()) == 134_515_008
+    assert all(make().dtype == "float32" for make in SHAPES.values())
+
+
+@pytest.mark.parametrize("name", [*METHODS, "train"])
+def test_every_method_exports_for_cuda_on_a_machine_without_it(name):
+    draft = "tiny" if name == "draft_model" else None
+    what = {"program": "train"} if name == "train" else {"method": name, "draft": draft}
+    request = Request(model="tiny", batch=2, slots=128, **what)
+    with mesh.use(mesh.make_mesh(1, 1)) as place:
+        program = compiler.build(request, place)
+        exported = jax.export.export(program.function, platforms=["cuda"])(*program.arguments)
+    assert exported.platforms == ("cuda",)
+    assert "stablehlo.while" in exported.mlir_module()
+
+
+# With the real TPU compiler.
+
+needs_compiler = pytest.mark.skipif(not compiler.has_tpu_compiler(), reason="needs libtpu: pip install 'paradec[aot]'")
+
+
+def tpu(test):
+    return pytest.mark.tpu(pytest.mark.xdist_group("tpu")(needs_compiler(test)))
+
+
+def in_place(report: Report, temporaries: int) -> None:
+    """The memory law: fits, rewrites the cache where it lies, and nothing of a cache's shape is copied or gathered."""
+    assert report.fits, report.refused
+    assert report.moves == ()
+    assert report.memory.aliased >= report.counted.cache
+    assert report.memory.temporaries < temporaries
+
+
+@tpu
+@pytest.mark.parametrize(
+    ("target", "method"), [("v5e:1x1", "ar"), ("v5e:1x1", "prompt_lookup"), ("v6e:1x1", "ar"), ("v5p:1x1x1", "ar")]
+)
+def test_a_step_compiles_for_every_chip(target, method):
+    report = explain(method, "smollm2-135m", target=target, batch=8, slots=2048)
+    in_place(report, temporaries=90 * MIB)  # of them 54 the tied embedding, laid out anew for the lookup
+    assert report.collectives == ()
+    assert 0 < report.floor_seconds < 0.002
+
+
+@tpu
+@pytest.mark.parametrize(("method", "options", "nodes"), [("ar", {}, 1), ("prompt_lookup", {"num_draft": 8}, 9)])
+def test_an_8b_step_on_a_pod_moves_only_activations(method, options, nodes):
+    pod = {"target": "v5e:16x16", "mesh": (32, 8), "batch": 64, "slots": 8192}
+    report = explain(method, "llama3-8b", **pod, **options)
+    in_place(report, temporaries=64 * MIB)
+    assert report.counted.cache == 256 * MIB
+    assert report.memory.needed < 2.5 * 2**30
+    assert max(c.bytes for c in report.collectives) == 2 * nodes * 4096 * 2  # two rows of a device, bfloat16
+    in_loop = [c for c in report.collectives if c.in_loop and c.bytes == 2 * nodes * 4096 * 2]
+    assert sum(c.count for c in in_loop) == 2  # after attention and after the MLP
+    # A layer's weights and the head once, and not much else: nothing is laid out anew on the way.
+    assert report.compiler.accessed < 320 * MIB
+
+
+@tpu
+def test_a_model_too_large_is_refused_in_a_sentence():
+    report = explain("ar", "llama3-8b", target="v5e:1x1", batch=8, slots=8192)
+    assert not report.fits and report.memory is None
+    assert "15.75G" in report.refused
+
+
+@tpu
+def test_the_scatter_commit_would_copy_the_cache():
+    """Why `ops.cache_write` is what it is; and the law can fail."""
+    program = """
+import paradec.models.cache as cache
+from functools import partial
+cache.cache_write = partial(cache.cache_write, implementation="scatter")
+from paradec.explain.child import main
+main()
+"""
+    pod = {"target": "v5e:16x16", "mesh": [32, 8], "batch": 64, "slots": 8192}
+    request = {"method": "prompt_lookup", "model": "llama3-8b", "options": {"num_draft": 8}} | pod
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(request),
+        env=environment(Request(**request | {"mesh": (32, 8)})),
+        capture_output=True,
+        text=True,
+    )
+    report = Report.parse(json.loads(done.stdout))
+    assert {m.kind for m in report.moves} >= {"copy"} and report.memory.temporaries > 100 * MIB
+
+
+@tpu
+@pytest.mark.slow
+def test_an_8b_training_pass_fits_a_pod():
+    pod = {"target": "v5e:16x16", "mesh": (64, 4)}
+    report = explain(model="llama3-8b", program="train", batch=256, slots=4096, **pod)
+    assert report.fits, report.refused
+    assert report.memory.needed < 10 * 2**30
+    assert any(c.kind == "reduce-scatter" for c in report.collectives)
+    assert any(c.overlapped for c in report.collectives)
+    assert 6 < report.counted.flops * 256 / (count(llama3_8b().specs()) * 256 * 4096) < 10  # 8, and attention
+
+
+def test_axes_name_every_leaf_of_a_state():
+    request = Request("draft_model", "tiny", batch=2, slots=128, draft="tiny")
+    with mesh.use(mesh.make_mesh(2, 2)) as place:
+        state = compiler.build(request, place).arguments[2]
+    axes = loop.axes(state)
+    assert axes.tokens == ("batch", None) and axes.key == ("batch",)
+    assert axes.cache.k == axes.carry.v == ("layers", "batch", "kv_heads", None, None)
+    assert state.cache.k.sharding.shard_shape(state.cache.k.shape) == (2, 1, 2, 128, 8)
