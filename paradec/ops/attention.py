@@ -66,8 +66,9 @@ def attend_cache(
 ) -> Partial:
     """`own` merged with attention over the first `bound` slots of one layer of a stacked cache.
 
-    `see(slots)` says which of them each query may see, "#B Q block". Slots are read block by block, straight from the stack (as a scanned slice each layer would be copied), and only
-    as many blocks as `bound`, a traced number, needs. S must be a multiple of `block`: the last read would clamp.
+    `see(slots)` says which of them each query may see, "#B Q block". Slots are read block by block, straight from the
+    stack (as a scanned slice each layer would be copied), and only as many blocks as `bound`, a traced number, needs.
+    S must be a multiple of `block`: the last read would clamp.
     """
     _, B, H, S, K = k.shape
     if S % block:

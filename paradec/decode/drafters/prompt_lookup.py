@@ -17,10 +17,10 @@ class PromptLookup:
 
     The draft adapts: a match of fewer than `min_ngram` tokens drafts nothing, and a step in which no row drafts is a
     call of one token, so text that does not repeat itself costs what plain decoding costs. Match lengths are told
-    apart up to `max_ngram`. Source: prompt lookup decoding (2023), a readme without a paper; its settings are `max_ngram=3`,
-    `min_ngram=1`, `latest=False`. Deviations: by default the most recent match wins, not the first, and only from three
-    tokens on (on open questions shorter ones cost more than they bring); and a match so near that its continuation
-    runs into the end of the text goes on periodically.
+    apart up to `max_ngram`. Source: prompt lookup decoding (2023), a readme without a paper; its settings are
+    `max_ngram=3`, `min_ngram=1`, `latest=False`. Deviations: by default the most recent match wins, not the first, and
+    only from three tokens on (on open questions shorter ones cost more than they bring); and a match so near that its
+    continuation runs into the end of the text goes on periodically.
     """
 
     num_draft: int = struct.field(pytree_node=False, default=10)
