@@ -1,0 +1,25 @@
+"""Tiny models with known answers, drafters with known behaviour, the laws, and wrong pieces that the laws must catch.
+
+Public, so that a method or a model of your own can be put through the same laws as ours:
+
+    model, weights = testing.tiny_transformer()
+    testing.laws.exactness(model, {"target": weights}, my_method(model), testing.ragged_prompts(0, model.vocab_size))
+"""
+
+from paradec.models.tabular import ConditionalTable
+from paradec.testing import drafters, laws, model_laws, mutants
+from paradec.testing.recurrent import GatedRecurrence
+from paradec.testing.tiny import ragged_prompts, tiny_recurrence, tiny_table, tiny_transformer
+
+__all__ = [
+    "ConditionalTable",
+    "GatedRecurrence",
+    "drafters",
+    "laws",
+    "model_laws",
+    "mutants",
+    "ragged_prompts",
+    "tiny_recurrence",
+    "tiny_table",
+    "tiny_transformer",
+]

@@ -1,0 +1,48 @@
+"""Tiny random models whose greedy text varies, and the ragged prompts that laws are tried on.
+
+A tied random model of the usual size repeats one token for ever, and then every drafter looks right. Untied heads and
+sharp attention (or a fresh state) keep the text moving; `laws.varied` asserts it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from paradec import params
+from paradec.models.tabular import ConditionalTable
+from paradec.models.transformer import Transformer
+from paradec.testing.recurrent import GatedRecurrence
+from paradec.types import Prompt
+
+LENGTHS = (21, 1, 2, 13, 17)  # a prompt of one token has no prefill at all, one of two reads one row
+
+
+def tiny_transformer(seed: int = 0, **overrides: Any) -> tuple[Transformer, PyTree]:
+    """A two-layer transformer with grouped queries, and weights. `overrides` are fields of `Transformer`."""
+    sizes = dict(vocab_size=97, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48)
+    model = Transformer(**(sizes | dict(tied=False, query_scale=1.0) | overrides))
+    return model, params.init(model.specs(), jax.random.key(seed))
+
+
+def tiny_recurrence(seed: int = 2, **overrides: Any) -> tuple[GatedRecurrence, PyTree]:
+    """A two-layer gated recurrence, and weights. `overrides` are fields of `GatedRecurrence`."""
+    model = GatedRecurrence(**(dict(vocab_size=97, width=32, num_layers=2, mlp_width=48, tied=False) | overrides))
+    return model, params.init(model.specs(), jax.random.key(seed))
+
+
+def tiny_table(seed: int = 0, **overrides: Any) -> tuple[ConditionalTable, PyTree]:
+    """A table over four tokens and contexts of two, and its logits. `overrides` are fields of `ConditionalTable`."""
+    model = ConditionalTable(**(dict(vocab_size=4, order=2) | overrides))
+    return model, params.init(model.specs(), jax.random.key(seed))
+
+
+def ragged_prompts(seed: int, vocab: int, lengths: tuple[int, ...] = LENGTHS, width: int | None = None) -> Prompt:
+    """Random prompts of these lengths, padded to `width` with random tokens: only lengths may say what is text."""
+    shape = (len(lengths), max(lengths) + 3 if width is None else width)
+    token = np.random.default_rng(seed).integers(vocab, size=shape)  # numpy: jax would compile each shape
+    return Prompt(token=jnp.asarray(token, jnp.int32), length=jnp.asarray(lengths, jnp.int32))
