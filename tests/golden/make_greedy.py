@@ -16,7 +16,12 @@ import paradec
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NEW_TOKENS = 32
-MORE = ("List five rivers in Europe.", "What is 17 times 23?", "def fibonacci(n):", "Translate to French: the sea is calm.")
+MORE = (
+    "List five rivers in Europe.",
+    "What is 17 times 23?",
+    "def fibonacci(n):",
+    "Translate to French: the sea is calm.",
+)
 
 
 def prompts() -> list[str]:
