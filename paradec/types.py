@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+
+from paradec import struct
 
 OPEN = np.int32(np.iinfo(np.int32).max)
 """`committed_at` of a position that is not decided yet: the largest int32, so "settled by call t" is a comparison."""

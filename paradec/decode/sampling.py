@@ -85,7 +85,7 @@ def _above(
     def ordered(bits: Array | np.int32) -> Array | np.int32:  # sorts like the float of these bits; its own inverse
         return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array | int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends  # the answer is above low, and at most high
         middle = (low | high) - ((low ^ high) >> 1)  # their mean, rounded up, without overflow
         fits = jnp.sum(jnp.where(key > middle, weight, 0.0), axis=-1, keepdims=True) < bound
@@ -103,7 +103,7 @@ def seen(state: DecodeState, token: Int[Array, "B N"], see: Bool[Array, "B N N"]
     def text(tokens: Array, length: Array) -> Array:
         return jnp.zeros(vocab, bool).at[tokens].max(lax.iota(jnp.int32, tokens.shape[0]) < length)
 
-    def path(j: Array, so_far: Array) -> Array:
+    def path(j: Array | int, so_far: Array) -> Array:
         here = lax.broadcasted_iota(jnp.int32, (1, 1, vocab), 2) == token[:, j, None, None]
         return so_far | (see[:, :, j, None] & here)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
+from paradec import struct
 from paradec.decode.sampling import choose
 from paradec.decode.verify import Match, cut
 from paradec.ops.mask import ancestors

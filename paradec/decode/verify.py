@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
+from paradec import struct
 from paradec.decode.sampling import ACCEPT, RESIDUAL, gumbel, uniform, warp
 from paradec.ops.mask import ancestors
 from paradec.types import DecodeState, Scored, Tree, Verdict
@@ -34,7 +34,7 @@ class Match:
         index = lax.broadcasted_iota(jnp.int32, (B, N), 1)
         usable = tree.valid & tree.walk
 
-        def down(d: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        def down(d: Array | int, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             path, count, here, alive = carry
             wanted = at_path(scored.choice, here[:, None])
             # A root is its own parent, so a child must also come after its parent.

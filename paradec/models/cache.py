@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int, Int32
 
+from paradec import struct
 from paradec.ops.cache_write import AXES, cache_write
 
 BLOCK = 128

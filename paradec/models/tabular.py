@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from paradec import struct
 from paradec.types import Output, Rows, Spec
 
 

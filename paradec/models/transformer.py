@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from paradec import struct
 from paradec.mesh import constrain
 from paradec.models import cache as kv
 from paradec.models.cache import BLOCK, KVCache, KVDelta

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from paradec import struct
 from paradec.ops.mask import Facts, Mask
 
 HIDDEN = -1e30  # score of a forbidden key: finite, so a row without any key stays a number and merges with weight 0
@@ -74,7 +74,7 @@ def attend_cache(
     if S % block:
         raise ValueError(f"A cache of {S} slots is no multiple of the attention block {block}; round it up.")
 
-    def one(i: Int[Array, ""], so_far: Partial) -> Partial:
+    def one(i: Array | int, so_far: Partial) -> Partial:
         at = (layer, 0, 0, i * block, 0)
         keys = lax.dynamic_slice(k, at, (1, B, H, block, K))[0]
         values = lax.dynamic_slice(v, at, (1, B, H, block, K))[0]

@@ -46,7 +46,7 @@ def _window(buffer: Array, new: Array, start: Array, count: Array) -> Array:
     P = new.shape[3]
     i = lax.iota(jnp.int32, P)[:, None]
 
-    def row(b: Array, buffer: Array) -> Array:
+    def row(b: Array | int, buffer: Array) -> Array:
         at = (0, b, 0, start[b], 0)
         old = lax.dynamic_slice(buffer, at, (L, 1, H, P, K))
         fresh = lax.dynamic_slice_in_dim(new, b, 1, axis=1)

@@ -7,8 +7,9 @@ boolean "B Q S" for the facts of those queries and keys, so masks of long sequen
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Int
+
+from paradec import struct
 
 
 @struct.dataclass

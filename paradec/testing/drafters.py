@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
+from paradec import struct
 from paradec.decode.sampling import DRAFT, uniform
 from paradec.decode.trees import chain, last_token, trie
 from paradec.types import DecodeState, Scored, Tree, Verdict
@@ -115,7 +115,7 @@ class RandomTree:
         index = lax.broadcasted_iota(jnp.int32, (B, N), 1)
         at = lambda x, n: jnp.take_along_axis(x, n[:, None], axis=1)[:, 0]
 
-        def add(n: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        def add(n: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             parent, depth, shift = carry
             deepest = jnp.where(walk[:, n], self.depth - 1, self.depth)[:, None]
             fit = walk & (index < n) & (depth <= deepest)  # who may be the parent; node 0 always may

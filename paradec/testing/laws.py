@@ -212,9 +212,8 @@ def loops(params: PyTree, method: Method, prompt: Prompt, *, by_hand: int = 0) -
         assert np.array_equal(now.tokens[settled], final.tokens[settled]), f"a token of turn {turn} changed later"
     if by_hand:
         state = fresh()
-        with jax.disable_jit():
-            for _ in range(by_hand):
-                state = method.step(params, state)
+        for _ in range(by_hand):
+            state = method.step(params, state)
         run = loop.snapshot(loop.run(method, params, fresh(), np.int32(by_hand)))
         jax.tree.map(np.testing.assert_array_equal, loop.snapshot(state), run)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
+from paradec import struct
 from paradec.decode.sampling import NEXT, gumbel, warp
 from paradec.decode.verify import Match, Rejection, at_path
 from paradec.types import DecodeState, Model, Output, Rows, Scored, Tree, Verdict

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from paradec import struct
 from paradec.ops.norm import rms_norm
 from paradec.ops.scan import tree_scan
 from paradec.types import Output, Rows, Spec

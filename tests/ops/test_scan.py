@@ -11,9 +11,9 @@ B, D = 2, 3
 
 
 def inputs(n, seed=0):
-    ka, kb, kh = jax.random.split(jax.random.key(seed), 3)
-    a = jax.nn.sigmoid(2 * jax.random.normal(ka, (B, n, D)))
-    return a, jax.random.normal(kb, (B, n, D)), jax.random.normal(kh, (B, D))
+    rng = np.random.default_rng(seed)
+    a, b, h0 = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((B, n, D), (B, n, D), (B, D)))
+    return jax.nn.sigmoid(2 * a), b, h0
 
 
 def loop(a, b, parent, h0):
@@ -44,9 +44,9 @@ TREES = {
 def test_tree_equals_the_loop_in_values_and_gradients(parent):
     args = inputs(len(parent[0]))
     got, pull = jax.vjp(jax.jit(lambda a, b, h0: tree_scan(a, b, jnp.asarray(parent), h0)), *args)
-    want, pull_want = jax.vjp(lambda a, b, h0: loop(a, b, parent, h0), *args)
+    want, pull_want = jax.vjp(jax.jit(lambda a, b, h0: loop(a, b, parent, h0)), *args)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-    push = jax.random.normal(jax.random.key(9), got.shape)
+    push = jnp.cos(jnp.arange(got.size, dtype=got.dtype)).reshape(got.shape)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), pull(push), pull_want(push))
 
 
@@ -54,8 +54,8 @@ def test_a_chain_is_the_tree_whose_parents_are_left_neighbours():
     n = 9
     chain = [[max(i - 1, 0) for i in range(n)]] * B
     args = inputs(n)
-    got, pull = jax.vjp(lambda a, b, h0: tree_scan(a, b, None, h0), *args)
-    want, pull_want = jax.vjp(lambda a, b, h0: loop(a, b, chain, h0), *args)
+    got, pull = jax.vjp(jax.jit(lambda a, b, h0: tree_scan(a, b, None, h0)), *args)
+    want, pull_want = jax.vjp(jax.jit(lambda a, b, h0: loop(a, b, chain, h0)), *args)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),

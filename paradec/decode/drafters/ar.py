@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import PyTree
 
+from paradec import struct
 from paradec.decode.trees import chain
 from paradec.types import DecodeState, Scored, Tree, Verdict
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
+from paradec import struct
 from paradec.decode.sampling import DRAFT, NEXT, next_tokens, warp
 from paradec.decode.trees import chain, last_token
 from paradec.types import DecodeState, Model, Rows, Scored, Tree, Verdict
@@ -67,7 +67,7 @@ class DraftModel:
         draft = jnp.zeros((B, K), jnp.int32).at[:, 0].set(first)
         laws = None if law is None else jnp.zeros((B, K, law.shape[-1]), law.dtype).at[:, 0].set(law)
 
-        def more(i: Array, carry: tuple) -> tuple:
+        def more(i: Array | int, carry: tuple) -> tuple:
             draft, laws, delta = carry
             token = lax.dynamic_slice_in_dim(draft, i - 1, 1, axis=1)
             rows = Rows(token=token, depth=(behind + i)[:, None], parent=parent, start=i + 1)
@@ -83,7 +83,7 @@ class DraftModel:
             tree = tree.replace(logq=jnp.pad(laws, ((0, 0), (1, 0), (0, 0))))
         return tree, (delta, behind)
 
-    def _draw(self, logits: Array, state: DecodeState, step: Array) -> tuple[Int[Array, "B"], Array | None]:
+    def _draw(self, logits: Array, state: DecodeState, step: Array | int) -> tuple[Int[Array, "B"], Array | None]:
         at, here = state.length + step, jnp.zeros_like(logits[:, :, 0], dtype=jnp.int32)
         purpose = NEXT if self.shared_noise else DRAFT
         token = next_tokens(logits, state.sampling, state.key, at, here, 0, purpose)[:, 0]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Int, Int32, PyTree
 
+from paradec import struct
 from paradec.decode.drafters.jacobi import text_tokens
 from paradec.decode.trees import last_token, trie
 from paradec.types import DecodeState, Scored, Tree, Verdict
@@ -116,7 +116,7 @@ def _remember(
 ) -> tuple[Int32[Array, "B Q G"], Int32[Array, "B Q"]]:
     """The pool with each n-gram in it once: known ones become young again, new ones replace the oldest."""
 
-    def add(w: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add(w: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         pool, age = carry
         gram = grams[:, w]
         known = jnp.all(pool == gram[:, None], axis=-1) & (age >= 0)

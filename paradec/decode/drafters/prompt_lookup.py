@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from paradec import struct
 from paradec.decode.trees import chain
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
