@@ -51,12 +51,14 @@ def sizes(state, row=0):
     return np.bincount(at[(at > 0) & (at != OPEN)])[1:].tolist()
 
 
+LOOKUP = PromptLookup(num_draft=7, max_ngram=3, min_ngram=1)
+
+
 def test_lookup_follows_a_loop():
     """A loop of period 5: every call commits the draft and one more, however long the draft against the period."""
     model, params = table(lambda t: (t + 1) % 5)
     prompt = prompts(range(5), [*range(5), 0, 1, 2], [3, 4, 0, 1, 2, 3])
-    method = speculative(model, PromptLookup(num_draft=7, max_ngram=3, min_ngram=1))
-    state = laws.decode(params, method, prompt, limit=prompt.length + 41)
+    state = laws.decode(params, speculative(model, LOOKUP), prompt, limit=prompt.length + 41)
     assert sizes(state, 0)[0] == 1  # nothing has repeated yet
     assert sizes(state, 1) == sizes(state, 2) == [8, 8, 8, 8, 8, 1]
 
@@ -64,10 +66,10 @@ def test_lookup_follows_a_loop():
 def test_lookup_in_text_without_repetition_is_plain_decoding():
     """Also in cost: no call is wider than one token."""
     model, params = table(lambda t: (t + 1) % VOCAB)
-    prompt = prompts([3], [7, 8, 9])
-    state = laws.decode(params, speculative(model, PromptLookup(num_draft=5, min_ngram=1)), prompt)
-    assert sizes(state, 0) == sizes(state, 1) == [1] * 40
-    assert state.stats.queries.tolist() == state.calls.tolist() == [40, 40]
+    prompt = prompts([3], range(9, 17), [7, 8, 9])
+    state = laws.decode(params, speculative(model, LOOKUP), prompt, limit=prompt.length + 40)
+    assert all(sizes(state, b) == [1] * 40 for b in range(3))
+    assert state.stats.queries.tolist() == state.calls.tolist() == [40, 40, 40]
 
 
 @pytest.mark.parametrize(("latest", "follower"), [(True, 8), (False, 5)])
@@ -136,10 +138,8 @@ def looking():
     """A lookahead tree with a full window and three n-grams in the pool, and what is needed to score it."""
     drafter = Lookahead(ngram=4, window=5, guesses=3, pool=8)
     model, weights = tiny_transformer()
-    method = speculative(model, drafter)
-    prompt = Prompt(token=jnp.asarray([[3, 1, 4, 1, 5, 9]]), length=jnp.asarray([6]))
-    params = {"target": weights}
-    state = started(method, params, prompt)
+    params, prompt = {"target": weights}, prompts([9])  # one token: nothing to prefill
+    state = speculative(model, drafter).init(params, prompt, prompt.length + 9, row_keys(0, [0]), sampling(1), 32)
     grams = jnp.asarray([[9, 20, 21, 22], [9, 30, 31, 32], [9, 20, 21, 42], [8, 1, 1, 1]] + [[0] * 4] * 4)
     carry = LookaheadCarry(
         window=jnp.arange(50, 65).reshape(1, 3, 5),

@@ -39,6 +39,7 @@ def test_rejection_of_sampled_drafts_is_exact_in_law(sampled, how):
     laws.chi_square(*sampled, [1, 3], how=sampling(1, **how))
 
 
+@pytest.mark.slow
 def test_rejection_of_deterministic_drafts_is_exact_in_law():
     """A draft without a law is one-hot."""
     model, params = table(vocab_size=3)

@@ -37,6 +37,6 @@ def test_logits(smollm2, tmp_path):
 def test_greedy_text(smollm2):
     texts = prompts()
     theirs = transformers_greedy(smollm2, texts)
-    ours = [list(r.token_ids) for r in smollm2.generate(texts, max_new_tokens=32)]
+    ours = [list(r.token_ids) for r in smollm2.generate(texts, max_new_tokens=32, batch_size=10)]
     assert len(texts) == 20
     assert ours == theirs
