@@ -147,11 +147,35 @@ def _argmax(result: Any) -> Any:
     return jnp.argmax(out.logits, -1), delta
 
 
-def lookup(lm: LanguageModel, race: Race, name: str) -> list[dict[str, Any]]:
-    """prompt_lookup against ar on one of our prompt files, batch 1."""
-    prompts = read_prompts(HERE / "prompts" / f"{name}.jsonl", sys.exit)
-    report = paradec.compare(lm, prompts, ["prompt_lookup"], repeats=race.repeats, max_new_tokens=race.new_tokens)
-    return [dataclasses.asdict(entry) for entry in report.methods]
+def lookup(lm: LanguageModel, race: Race, name: str) -> dict[str, Any]:
+    """prompt_lookup against ar on one of our prompt files, batch 1: each prompt on its own, then the whole file."""
+    asks = {m: Request(method=m, max_new_tokens=race.new_tokens) for m in ("prompt_lookup", "ar")}
+    decoders = {m: lm.decoder(ask) for m, ask in asks.items()}
+    rows = []
+    for i, prompt in enumerate(read_prompts(HERE / "prompts" / f"{name}.jsonl", sys.exit)):
+        ids, given = lm.encode(prompt), {}
+
+        def once(method: str, i: int = i, ids: list[int] = ids, given: dict = given) -> float:
+            given[method] = lm.decode(decoders[method], [ids], asks[method], [i])[0]
+            return given[method].seconds
+
+        row = ratio(lambda once=once: once("prompt_lookup"), lambda once=once: once("ar"), race.repeats)
+        ours, plain = given["prompt_lookup"], given["ar"]
+        row |= {"prompt": i, "new_tokens": ours.new_tokens, "calls": ours.calls}
+        rows.append(row | {"identical": ours.token_ids == plain.token_ids})
+    seconds, other = (sum(r[k] for r in rows) for k in ("seconds", "other_seconds"))
+    tokens = sum(r["new_tokens"] for r in rows)
+    return {
+        "ratio": other / seconds,
+        "worst_prompt": min(r["ratio"] for r in rows),
+        "best_prompt": max(r["ratio"] for r in rows),
+        "tokens_per_call": tokens / sum(r["calls"] for r in rows),
+        "tok_s": tokens / seconds,
+        "ar_tok_s": tokens / other,
+        "identical": sum(r["identical"] for r in rows),
+        "total": len(rows),
+        "prompts": rows,
+    }
 
 
 def main(race: Race) -> None:
