@@ -10,6 +10,7 @@ from paradec.decode.drafters.ar import NoDraft
 from paradec.decode.drafters.draft_model import DraftModel
 from paradec.decode.drafters.jacobi import Jacobi
 from paradec.decode.drafters.lookahead import Lookahead
+from paradec.decode.drafters.medusa import Medusa
 from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.speculative import Speculative, speculative
 from paradec.decode.verify import Match, Rejection, Typical
@@ -29,19 +30,20 @@ class Row:
     exact_sampled: bool
     trained: bool
     drafter: Callable[..., Any]
+    part: str | None = None  # what it needs besides the target: a "draft" model, or "heads"
     status: str = "ready"
 
     def public(self) -> dict[str, Any]:
         """The row without its factory: what `paradec methods --json` prints."""
         fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k != "drafter"}
+        return {k: v for k, v in fields.items() if k not in ("drafter", "part")}
 
     def options(self) -> dict[str, Any]:
         """The method's own options and their defaults, `accept` among them."""
         own = {
             f.name: f.default
             for f in dataclasses.fields(self.drafter)
-            if f.name not in ("taps", "model", "depth", "span", "nodes")
+            if f.name not in ("taps", "model", "heads", "tree", "depth", "span", "nodes")
         }
         return own | {"accept": "match"}
 
@@ -51,7 +53,8 @@ ROWS = (
     Row("prompt_lookup", "Prompt lookup decoding", None, "lookup", True, True, False, PromptLookup),
     Row("jacobi", "Jacobi decoding", "2305.10427", "fixed point", True, True, False, Jacobi),
     Row("lookahead", "Lookahead decoding", "2402.02057", "fixed point", True, True, False, Lookahead),
-    Row("draft_model", "Speculative decoding", "2211.17192", "draft model", True, True, False, DraftModel),
+    Row("draft_model", "Speculative decoding", "2211.17192", "draft model", True, True, False, DraftModel, "draft"),
+    Row("medusa", "Medusa heads", "2401.10774", "heads", True, True, True, Medusa, "heads"),
 )
 METHODS: Mapping[str, Row] = {row.name: row for row in ROWS}
 RULES: Mapping[str, Callable[[], Any]] = {"match": Match, "rejection": Rejection, "typical": Typical.of}
@@ -75,12 +78,13 @@ def promises(name: str, options: Mapping[str, Any], temperature: float) -> bool:
 
 def parse(name: str, pairs: Iterable[str]) -> dict[str, Any]:
     """Options from `key=value` strings, typed by the method's defaults. Raises on what the method does not have."""
-    known, out = find(name).options(), {}
+    row, out = find(name), {}
+    known = row.options()
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"A method option reads key=value; {pair!r} has no '='.")
-        if key == "draft":
+        if key == row.part:
             out[key] = text
             continue
         check(name, {key: None})
@@ -90,11 +94,11 @@ def parse(name: str, pairs: Iterable[str]) -> dict[str, Any]:
 
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Raise `UnknownName` for the first option that the method does not have."""
-    known = find(name).options()
-    extra = {"draft"} if name == "draft_model" else set()
+    row = find(name)
+    known = {*row.options()} | ({row.part} if row.part else set())
     for key in options:
-        if key not in known and key not in extra:
-            raise UnknownName(f"option of {name}", key, set(known) | extra)
+        if key not in known:
+            raise UnknownName(f"option of {name}", key, known)
 
 
 def _typed(name: str, key: str, text: str, default: Any) -> Any:
@@ -116,35 +120,50 @@ def _article(kind: str) -> str:
     return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, "a word")
 
 
-def build(name: str, target: Model, eos: Iterable[int], draft: Model | None = None, **options: Any) -> Speculative:
-    """The method of that name for `target`; its parameters are {"target": …} and, with a draft model, {"draft": …}."""
+def build(
+    name: str, target: Model, eos: Iterable[int], draft: Model | None = None, heads: Any = None, **options: Any
+) -> Speculative:
+    """The method of that name for `target`. Its parameters are {"target": …} and its part's, under "draft" or "heads".
+
+    `draft` is a draft model, `heads` a pair (`MedusaHeads`, tree).
+    """
     row = find(name)
     check(name, options)
     rule = options.pop("accept", "match")
+    _check_values(row, options, rule)
+    if row.part == "draft":
+        _check_draft(draft, target)
+        options = {"model": draft, "shared_noise": rule == "match"} | options
+    if row.part == "heads":
+        if heads is None:
+            raise InputError(f"{name} needs heads trained for the model: pass heads=FILE, a safetensors file.")
+        options = {"heads": heads[0], "tree": heads[1]} | options
+    return speculative(target, row.drafter(**options), accept=RULES[rule](), eos=eos)
+
+
+def _check_values(row: Row, options: Mapping[str, Any], rule: str) -> None:
     if rule not in RULES:
         raise UnknownName("accept rule", str(rule), RULES)
     for key, default in row.options().items():
         value = options.get(key, default)
         if isinstance(default, int) and not isinstance(default, bool) and value < 1:
-            raise InputError(f"Option {key} of {name} must be at least 1; {value} was given.")
-    if row.drafter is DraftModel:
-        if draft is None:
-            raise InputError(
-                "draft_model needs a second model: pass draft=… (a preset, a folder, a hub id or layers:N)."
-            )
-        if draft.vocab_size != target.vocab_size:
-            raise InputError(
-                f"The draft model has a vocabulary of {draft.vocab_size} tokens and the target one of "
-                f"{target.vocab_size}; they must share one tokenizer."
-            )
-        options = {"model": draft, "shared_noise": rule == "match"} | options
-    elif rule == "rejection" and name not in ("ar", "prompt_lookup", "jacobi"):
-        raise InputError(f"The rejection rule verifies chains; {name} drafts a tree. Use accept=match.")
-    if name == "prompt_lookup" and options.get("min_ngram", 3) > options.get("max_ngram", 8):
+            raise InputError(f"Option {key} of {row.name} must be at least 1; {value} was given.")
+    if rule == "rejection" and row.name not in ("ar", "prompt_lookup", "jacobi", "draft_model"):
+        raise InputError(f"The rejection rule verifies chains; {row.name} drafts a tree. Use accept=match.")
+    if row.name == "prompt_lookup" and options.get("min_ngram", 3) > options.get("max_ngram", 8):
         raise InputError("Option min_ngram of prompt_lookup is above max_ngram, so it never drafts; lower it.")
-    if name == "lookahead" and options.get("ngram", 5) < 3:
+    if row.name == "lookahead" and options.get("ngram", 5) < 3:
         raise InputError("Option ngram of lookahead must be at least 3: with 2 there is no window row to iterate.")
-    return speculative(target, row.drafter(**options), accept=RULES[rule](), eos=eos)
+
+
+def _check_draft(draft: Model | None, target: Model) -> None:
+    if draft is None:
+        raise InputError("draft_model needs a second model: pass draft=… (a preset, a folder, a hub id or layers:N).")
+    if draft.vocab_size != target.vocab_size:
+        raise InputError(
+            f"The draft model has a vocabulary of {draft.vocab_size} tokens and the target one of "
+            f"{target.vocab_size}; they must share one tokenizer."
+        )
 
 
 def table() -> str:

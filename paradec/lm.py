@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from paradec import catalog
+from paradec import catalog, parts
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.speculative import Speculative
 from paradec.errors import InputError
 from paradec.io.detokenize import Detokenizer
 from paradec.io.tokenizer import Tokenizer
+from paradec.parts import Part
 from paradec.types import DecodeState, Model, Prompt
 from paradec.viz.trace import Trace
 
@@ -135,7 +136,7 @@ class LanguageModel:
     params: PyTree
     tokenizer: Tokenizer
     decoders: dict[Any, Decoder] = dataclasses.field(default_factory=dict, repr=False)
-    drafts: dict[str, LanguageModel] = dataclasses.field(default_factory=dict, repr=False)
+    parts: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def generate(
         self, prompts: Text | Sequence[Text], *, method_args: dict[str, Any] | None = None, **request: Any
@@ -201,39 +202,23 @@ class LanguageModel:
 
     def decoder(self, ask: Request, method_args: dict[str, Any] | None = None) -> Decoder:
         """The compiled-once decoder of a method with these options."""
-        options = dict(method_args or {})
-        draft = options.pop("draft", None)
-        if isinstance(draft, str):
-            draft = self.draft(draft)
-        key = (ask.method, tuple(sorted(options.items())), id(draft), ask.ignore_eos)
+        options, kind = dict(method_args or {}), catalog.find(ask.method).part
+        part = self.part(kind, options.pop(kind, None)) if kind else None
+        key = (ask.method, tuple(sorted(options.items())), id(part), ask.ignore_eos)
         if key not in self.decoders:
             eos = () if ask.ignore_eos else self.tokenizer.eos_ids
-            drafting = None if draft is None else draft.model
-            method = catalog.build(ask.method, self.model, eos, draft=drafting, **options)
-            params = {"target": self.params} | ({} if draft is None else {"draft": draft.params})
+            structure = {} if part is None else {kind: part.structure}
+            method = catalog.build(ask.method, self.model, eos, **structure, **options)
+            params = {"target": self.params} | ({} if part is None else {kind: part.params})
             self.decoders[key] = Decoder(ask.method, method, params)
         return self.decoders[key]
 
-    def draft(self, name: str) -> LanguageModel:
-        """The draft model of that name; "layers:N" is this model's own first N layers, untrained for the task."""
-        if name == self.name:
-            return self
-        if name not in self.drafts:
-            from paradec.loading import load
-
-            count = name.removeprefix("layers:")
-            self.drafts[name] = self.shallow(count) if count != name else load(name, dtype=self.model.dtype)
-        return self.drafts[name]
-
-    def shallow(self, count: str) -> LanguageModel:
-        """This model cut after its first layers."""
-        depth = self.model.num_layers
-        if not count.isdecimal() or not 1 <= int(count) <= depth:
-            raise InputError(f"draft=layers:N takes N from 1 to {depth}; {count!r} was given.")
-        n = int(count)
-        model = dataclasses.replace(self.model, num_layers=n, sliding=self.model.sliding[:n])
-        params = self.params.replace(blocks=jax.tree.map(lambda x: x[:n], self.params.blocks))
-        return LanguageModel(f"{self.name}/layers:{n}", model, params, self.tokenizer)
+    def part(self, kind: str, given: Any) -> Part | None:
+        """What the method needs besides this model (see `parts.find`); parts that have a name are kept."""
+        key = (kind, given) if given is None or isinstance(given, str) else (kind, id(given))
+        if key not in self.parts:
+            self.parts[key] = parts.find(self, kind, given), given  # held, so that no other object gets its id
+        return self.parts[key][0]
 
     def begin(self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int]) -> DecodeState:
         """The state of a batch after its prompts; short batches are filled with rows that are already done.

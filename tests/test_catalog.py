@@ -26,7 +26,7 @@ def test_readme_holds_the_table():
     assert catalog.table() in readme, "Run `paradec methods --markdown` and put its table into the README."
 
 
-@pytest.mark.parametrize("name", [n for n in catalog.METHODS if n != "draft_model"])
+@pytest.mark.parametrize("name", [row.name for row in catalog.ROWS if not row.part])
 def test_every_method_builds(name):
     method = catalog.build(name, TINY, eos=[1, 2])
     assert method.eos.tolist() == [1, 2]
@@ -61,6 +61,8 @@ def test_options_are_typed():
         ("prompt_lookup", {"min_ngram": 9}, "never drafts"),
         ("lookahead", {"accept": "rejection"}, "verifies chains"),
         ("draft_model", {}, "second model"),
+        ("medusa", {}, "needs heads"),
+        ("medusa", {"accept": "rejection"}, "verifies chains"),
         ("jacobi", {"accept": "hope"}, "accept rule"),
     ],
 )

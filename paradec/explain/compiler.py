@@ -12,10 +12,12 @@ from typing import Any
 import jax
 
 from paradec import catalog, mesh
+from paradec.decode.trees import MC_SIM_7B_63
 from paradec.errors import InputError, ResourceError
 from paradec.explain import hlo
 from paradec.explain.programs import Program, decode_step, training_step
 from paradec.explain.request import Cost, Memory, Report, Request
+from paradec.models.heads import MedusaHeads
 from paradec.models.shapes import shape
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
@@ -58,10 +60,14 @@ def build(request: Request, place: mesh.Placement) -> Program:
     target = structure(request.model, request.dtype)
     if request.program == "train":
         return training_step(target, request.batch, request.slots, place)
-    draft = None if request.draft is None else structure(request.draft, request.dtype)
+    models, given = {"target": target}, {}
+    if request.draft is not None:
+        models["draft"] = given["draft"] = structure(request.draft, request.dtype)
+    if catalog.find(request.method).part == "heads":
+        models["heads"] = MedusaHeads(num_heads=4, width=target.width, dtype=request.dtype)
+        given["heads"] = models["heads"], MC_SIM_7B_63
     # Abstract too: on the mesh of a machine that is not here, the smallest array cannot be made.
-    method = jax.eval_shape(lambda: catalog.build(request.method, target, (0,), draft, **request.options))
-    models = {"target": target} if draft is None else {"target": target, "draft": draft}
+    method = jax.eval_shape(lambda: catalog.build(request.method, target, (0,), **given, **request.options))
     return decode_step(method, models, request.batch, request.slots, place)
 
 

@@ -30,9 +30,11 @@ class Program:
     caches: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()  # (shape on one device, whole shape)
 
 
-def decode_step(method: Any, models: dict[str, Transformer], batch: int, slots: int, place: Placement) -> Program:
+def decode_step(method: Any, models: dict[str, Any], batch: int, slots: int, place: Placement) -> Program:
     """One `step` of a method whose parameters are those of `models`; the state is donated, as in `loop.run`."""
     weights = {name: _weights(model, place) for name, model in models.items()}
+    if "heads" in weights:
+        weights["heads"] = weights["heads"], None  # without a short list
     state = _state(method, weights, batch, slots, place)
     whole = NamedSharding(place.mesh, PartitionSpec())
     method = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), method)
@@ -67,7 +69,7 @@ def training_step(model: Transformer, batch: int, tokens: int, place: Placement)
     return Program(function, (weights, text), _count_training(model, weights, batch, tokens, place.mesh.size))
 
 
-def _weights(model: Transformer, place: Placement) -> PyTree:
+def _weights(model: Any, place: Placement) -> PyTree:
     specs = model.specs()
     return params.abstract(specs, params.shardings(specs, place.mesh, place.rules))
 
@@ -99,12 +101,19 @@ def _multiplied(model: Transformer, weights: PyTree) -> int:
     return sum(math.prod(_local(x)) for x in jax.tree.leaves(weights)) - table
 
 
-def _count_step(method: Any, models: dict[str, Transformer], weights: PyTree, state: DecodeState) -> Cost:
+def _count_step(method: Any, models: dict[str, Any], weights: PyTree, state: DecodeState) -> Cost:
     """One chip's share, every slot of the caches in use. A draft model reads its weights and cache at every call."""
     rows, nodes = _local(state.tokens)[0], method.drafter.nodes
     uses = {"target": (state.cache, nodes, 1), "draft": (state.carry, 1, getattr(method.drafter, "calls", 0))}
     flops = read = cached = 0.0
+    if "heads" in models:  # each reads one row's hidden state, through its layers and the base's vocabulary head
+        heads, table = models["heads"], weights["target"].embed
+        own, shared = sum(math.prod(_local(x)) for x in jax.tree.leaves(weights["heads"])), math.prod(_local(table))
+        flops += 2 * rows * (own + heads.num_heads * shared)
+        read += (own + shared) * table.dtype.itemsize
     for name, model in models.items():
+        if name not in uses:
+            continue
         cache, width, calls = uses[name]
         item = jnp.dtype(model.dtype).itemsize
         dense = _multiplied(model, weights[name])

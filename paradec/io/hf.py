@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from paradec.errors import WeightsError
 from paradec.io import names
 from paradec.io.hf_config import Config, read_config, write_config
 from paradec.io.names import Entry, Tensor
+from paradec.io.tensor_file import table, write
 from paradec.models.transformer import Transformer, Weights
-
-STORED = ("F64", "F32", "F16", "BF16")
 
 _BLOCK = "model.layers.{}."
 _ATTENTION = _BLOCK + "self_attn."
@@ -88,9 +85,7 @@ def save_hf(folder: str | os.PathLike[str], model: Transformer, weights: Weights
     config = write_config(model)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(names.store(model, _entries(read_config(config)), jax.device_get(weights)))
-    partial = folder / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / "model.safetensors")
+    write(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -112,7 +107,7 @@ def _open(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder by their names in the files, not yet read."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
-        return _table(single)
+        return table(single)
     if not index.exists():
         raise WeightsError(
             f"{folder} has neither model.safetensors nor model.safetensors.index.json. "
@@ -122,41 +117,14 @@ def _open(folder: Path) -> dict[str, Tensor]:
     place = place.get("weight_map") if isinstance(place, Mapping) else None
     if not isinstance(place, Mapping) or not all(isinstance(f, str) and Path(f).name == f for f in place.values()):
         raise WeightsError(f"{index} should hold a weight_map from tensor names to file names. Download it again.")
-    shards = {file: _table(folder / file) for file in sorted(set(place.values()))}
+    shards = {file: table(folder / file) for file in sorted(set(place.values()))}
     for name, file in place.items():
         if name not in shards[file]:
             raise WeightsError(f"{index} places tensor {name!r} in {file}, which lacks it. Download both again.")
-    strays = [f"{name!r} in {file}" for file, table in shards.items() for name in table if place.get(name) != file]
+    strays = [f"{name!r} in {file}" for file, held in shards.items() for name in held if place.get(name) != file]
     if strays:
         raise WeightsError(f"{index} does not list tensor {strays[0]}. Download the folder again.")
     return {name: shards[file][name] for name, file in place.items()}
-
-
-def _table(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file; its header is checked by the safetensors library."""
-
-    def read(name: str) -> Callable[[], np.ndarray]:
-        return lambda: _with_file(path, lambda file: file.get_tensor(name))
-
-    def shapes(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-        slices = {name: file.get_slice(name) for name in file.keys()}
-        return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-
-    found = _with_file(path, shapes)
-    for name, (_, dtype) in found.items():
-        if dtype not in STORED:
-            raise WeightsError(f"Tensor {name!r} in {path} is stored as {dtype}; paradec reads {', '.join(STORED)}.")
-    return {name: Tensor(shape, str(path), read(name)) for name, (shape, _) in found.items()}
-
-
-def _with_file(path: Path, use: Callable[[Any], Any]) -> Any:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return use(file)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} is missing. Download the folder again.") from None
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file: {error}. Download it again.") from error
 
 
 def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 from paradec.errors import InputError, WeightsError
-from paradec.models.transformer import Transformer, Weights
+from paradec.models.heads import MedusaHeads
+from paradec.models.transformer import Transformer
 from paradec.types import Spec
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,9 +32,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor of a checkpoint (`{}` stands for the layer number) and its place in the parameter tree.
+    """One tensor of a checkpoint (`{}` stands for the number of a layer or head) and its place in the parameter tree.
 
-    `leaf` is an attribute path in `Weights`, or "" for a tensor that the architecture lacks and that must be zero.
+    `leaf` is an attribute path in the tree, or "" for a tensor that the architecture lacks and that must be zero.
     `at` indexes the leaf (of one layer, where it is stacked) when several tensors share it. Where a model has no such
     leaf, the entry is skipped and its tensor counts as unexpected.
     """
@@ -77,8 +78,13 @@ def check_dtype(dtype: str) -> None:
         raise InputError(f"Weights cannot be loaded as {dtype!r}. Use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
 
 
-def sizes(model: Transformer) -> dict[str, int]:
-    """The letters of the axis lines: V D H G K F as everywhere in paradec, J = K/2, and I = 2."""
+Architecture = Transformer | MedusaHeads
+
+
+def sizes(model: Architecture) -> dict[str, int]:
+    """The letters of the axis lines: V D H G K F as everywhere in paradec, E = D, J = K/2, and I = 2."""
+    if isinstance(model, MedusaHeads):
+        return {"V": model.vocab_size, "D": model.width, "E": model.width}
     return {
         "V": model.vocab_size, "D": model.width, "H": model.num_kv_heads, "G": model.groups, "K": model.head_dim,
         "F": model.mlp_width, "J": model.head_dim // 2, "I": 2,
@@ -89,14 +95,19 @@ Track = Callable[[Sequence[str]], Iterable[str]]
 """Passes tensor names through, one by one as they are read: the seam for a progress bar."""
 
 
-def load(model: Transformer, entries: Sequence[Entry], tensors: Mapping[str, Tensor], track: Track = iter) -> Weights:
+def repeats(model: Architecture) -> int:
+    """How many layers or heads the parameter tree stacks."""
+    return model.num_heads if isinstance(model, MedusaHeads) else model.num_layers
+
+
+def load(model: Architecture, entries: Sequence[Entry], tensors: Mapping[str, Tensor], track: Track = iter) -> Any:
     """The model's weights as numpy arrays of its dtype, each tensor read once and copied straight to its place.
 
     All names and shapes are checked before anything is allocated or read. Raises `WeightsError` for a tensor that is
     missing, unexpected, of the wrong shape, or holds a number that is not finite in the model's dtype.
     """
-    if model.num_layers > len(tensors):  # a damaged layer count must not become a long loop
-        raise WeightsError(f"The checkpoint names {model.num_layers} layers and holds only {len(tensors)} tensors.")
+    if repeats(model) > len(tensors):  # a damaged layer count must not become a long loop
+        raise WeightsError(f"The checkpoint names {repeats(model)} layers and holds only {len(tensors)} tensors.")
     specs, size = model.specs(), sizes(model)
     places = dict(_places(model, entries, specs))
     _check_names(places, tensors)
@@ -117,7 +128,7 @@ def load(model: Transformer, entries: Sequence[Entry], tensors: Mapping[str, Ten
     return weights
 
 
-def store(model: Transformer, entries: Sequence[Entry], weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
+def store(model: Architecture, entries: Sequence[Entry], weights: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The checkpoint's tensors, by name: the inverse of `load`. `weights` must be numpy arrays."""
     size, specs = sizes(model), model.specs()
     for name, (entry, layer) in _places(model, entries, specs):
@@ -128,14 +139,14 @@ def store(model: Transformer, entries: Sequence[Entry], weights: Weights) -> Ite
 
 
 def _places(
-    model: Transformer, entries: Iterable[Entry], specs: Weights
+    model: Architecture, entries: Iterable[Entry], specs: Any
 ) -> Iterator[tuple[str, tuple[Entry, int | None]]]:
     """Every tensor name the model has, with its entry and layer."""
     for entry in entries:
         if entry.leaf and _leaf(specs, entry.leaf) is None:
             continue
         if entry.stacked:
-            yield from ((entry.name.format(layer), (entry, layer)) for layer in range(model.num_layers))
+            yield from ((entry.name.format(layer), (entry, layer)) for layer in range(repeats(model)))
         else:
             yield entry.name, (entry, None)
 
@@ -144,7 +155,7 @@ def _leaf(tree: Any, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), tree)
 
 
-def _part(weights: Weights, entry: Entry, layer: int | None) -> np.ndarray:
+def _part(weights: Any, entry: Entry, layer: int | None) -> np.ndarray:
     leaf = _leaf(weights, entry.leaf)
     return (leaf if layer is None else leaf[layer])[entry.at]
 

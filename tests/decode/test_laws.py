@@ -10,9 +10,12 @@ from paradec.decode.drafters.ar import NoDraft
 from paradec.decode.drafters.draft_model import DraftModel
 from paradec.decode.drafters.jacobi import Jacobi
 from paradec.decode.drafters.lookahead import Lookahead
+from paradec.decode.drafters.medusa import Medusa
 from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.speculative import speculative
+from paradec.decode.trees import best_first
+from paradec.models.heads import HeadWeights, MedusaHeads
 from paradec.testing import laws, ragged_prompts, tiny_recurrence, tiny_transformer
 from paradec.testing.drafters import Oracle, Random, RandomTree, TapReader
 
@@ -36,12 +39,14 @@ DRAFTERS = {
     "draft": lambda model, text: DraftModel(model=model, num_draft=3),
     "draft, own noise": lambda model, text: DraftModel(model=model, num_draft=3, shared_noise=False),
     "unrelated draft": lambda model, text: DraftModel(model=other(model)[0], num_draft=2),
+    "medusa": lambda model, text: Medusa(heads=HEADS, tree=TREE),
     "random": lambda model, text: Random(3, VOCAB),
     "oracle": lambda model, text: Oracle.of(text, 3, VOCAB),
     "adversary": lambda model, text: Oracle.of(text, 3, VOCAB, accuracy=0.0),
     "tree": lambda model, text: RandomTree(text, VOCAB, width=32),
     "taps": lambda model, text: TapReader(text),
 }
+HEADS, TREE = MedusaHeads(num_heads=2, width=32), best_first(0.5 ** np.indices((2, 24)).sum(0), 40)
 PER_ROW = ("oracle", "adversary", "tree", "taps")
 SLOW = {("transformer", name) for name in ("draft, own noise", "unrelated draft", "random")}
 SLOW |= {("recurrence", name) for name in DRAFTERS if name not in ("draft", "tree")}
@@ -60,7 +65,9 @@ class Case:
         self.model, weights = TARGETS[target]()
         draft = other(self.model)[1] if name == "unrelated draft" else shaken(weights)
         reader = jnp.asarray(np.random.default_rng(3).normal(size=(3, 32, VOCAB)), jnp.float32)
-        self.params = {"target": weights, "draft": draft, "reader": reader}
+        zero = jnp.zeros((2, 1, 32, 32))
+        heads = HeadWeights(linear=zero, bias=zero[:, :, 0], unembed=None), None
+        self.params = {"target": weights, "draft": draft, "reader": reader, "heads": heads}
 
     def method(self, text):
         return speculative(self.model, DRAFTERS[self.name](self.model, text), eos=(-1, -2))

@@ -1,0 +1,97 @@
+"""What a method needs besides its target: a draft model, or heads that were trained for the target."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from paradec.decode.drafters.medusa import vocabulary
+from paradec.decode.trees import MC_SIM_7B_63
+from paradec.errors import InputError
+from paradec.io.medusa import Trained, fingerprint, load_medusa
+from paradec.models.heads import ShortList
+
+if TYPE_CHECKING:
+    from paradec.lm import LanguageModel
+
+SHIPPED = Path(__file__).parent / "artefacts"
+"""Heads that come with paradec, as `<method>-<preset>.safetensors`."""
+
+
+class Part(NamedTuple):
+    """`structure` goes into `catalog.build`, `params` into the method's parameters."""
+
+    structure: Any
+    params: PyTree
+
+
+def find(lm: LanguageModel, kind: str, given: Any) -> Part | None:
+    """The part of that kind ("draft" or "heads") for a model. None: the method was given no draft model."""
+    return draft(lm, given) if kind == "draft" else heads(lm, given)
+
+
+def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Part | None:
+    """A draft model by its name; "layers:N" is the target's own first N layers, untrained for the task."""
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        return Part(given.model, given.params)
+    if given == lm.name:
+        return Part(lm.model, lm.params)
+    if given.startswith("layers:"):
+        return _first_layers(lm, given.removeprefix("layers:"))
+    from paradec.loading import load
+
+    other = load(given, dtype=lm.model.dtype)
+    return Part(other.model, other.params)
+
+
+def _first_layers(lm: LanguageModel, count: str) -> Part:
+    depth = lm.model.num_layers
+    if not count.isdecimal() or not 1 <= int(count) <= depth:
+        raise InputError(f"draft=layers:N takes N from 1 to {depth}; {count!r} was given.")
+    n = int(count)
+    model = dataclasses.replace(lm.model, num_layers=n, sliding=lm.model.sliding[:n])
+    return Part(model, lm.params.replace(blocks=jax.tree.map(lambda x: x[:n], lm.params.blocks)))
+
+
+def heads(lm: LanguageModel, given: str | Trained | None) -> Part:
+    """Medusa heads: a file, heads in memory, or (None) those that come with paradec for this preset.
+
+    Heads without a tree get Medusa's published one for 7B models, as far as there are heads for it. Raises
+    `InputError` for heads of another base model.
+    """
+    if given is None:
+        path = SHIPPED / f"medusa-{lm.name}.safetensors"
+        if not path.exists():
+            raise InputError(f"No Medusa heads come with paradec for {lm.name}; pass heads=FILE, a safetensors file.")
+        given = str(path)
+    if not isinstance(given, Trained):
+        given = load_medusa(Path(given), lm.model.dtype)
+    _check_base(lm, given)
+    tree = given.tree or tuple(path for path in MC_SIM_7B_63 if len(path) <= given.heads.num_heads)
+    short = None
+    if given.short_list is not None:
+        ids = jnp.asarray(given.short_list)
+        short = ShortList(token=ids, table=vocabulary(lm.params)[ids])
+    return Part((given.heads, tree), (jax.tree.map(jnp.asarray, given.weights), short))
+
+
+def _check_base(lm: LanguageModel, trained: Trained) -> None:
+    base, mine = trained.facts.get("base_digest"), fingerprint(lm.params)
+    if base is not None and base != mine:
+        name = trained.facts.get("base", "another model")
+        raise InputError(f"These heads were trained for {name} ({base}); {lm.name} has other weights ({mine}).")
+    own, V, D = trained.heads.vocab_size, lm.model.vocab_size, lm.model.width
+    if trained.heads.width != D or own not in (0, V):
+        raise InputError(
+            f"These heads are for a model of width {trained.heads.width}{f' and {own} tokens' if own else ''}; "
+            f"{lm.name} has width {D} and {V} tokens."
+        )
+    if trained.short_list is not None and not 0 <= trained.short_list.min() <= trained.short_list.max() < V:
+        raise InputError(f"The short list of these heads names tokens beyond the {V} of {lm.name}.")
