@@ -291,7 +291,8 @@ def show_comparison(report: Any) -> None:
         for e in report.methods
     ]
     s = report.settings
-    title = f"{report.model}, {s['dtype']}, batch {s['batch_size']}, {s['prompts']} prompts, {report.device}"
+    prompts = f"{s['prompts']} prompt{'s' * (s['prompts'] != 1)}"
+    title = f"{report.model}, {s['dtype']}, batch {s['batch_size']}, {prompts}, {report.device}"
     OUT.print(viz.table(rows, title=title))
 
 

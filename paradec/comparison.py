@@ -183,7 +183,8 @@ def divergence(
 def device() -> str:
     """The device decoding runs on, in words."""
     d = jax.devices()[0]
-    return f"{d.device_kind} x{jax.device_count()}" if d.platform != "cpu" else f"cpu, {jax.device_count()} device(s)"
+    many = f" x{jax.device_count()}" if jax.device_count() > 1 else ""
+    return f"{'cpu' if d.platform == 'cpu' else d.device_kind}{many}"
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from rich.rule import Rule
 from paradec import viz
 
 PROMPT = (
-    "Repeat this list and add one more item at the end:\n"
+    "Repeat this list:\n"
     "1. Wash the red apples in the kitchen sink.\n2. Wash the green apples in the kitchen sink.\n"
     "3. Cut the red apples into thin slices.\n4. Cut the green apples into thin slices.\n"
     "5. Put the slices on the white plate."
@@ -35,6 +35,7 @@ def demo(model: str = "smollm2-135m", max_new_tokens: int = 96, prompt: str = PR
         first = first or time.perf_counter() - begin
         steps = lm.stream(prompt, method=method, max_new_tokens=max_new_tokens)
         viz.render(viz.live((step.trace() for step in steps), OUT), OUT)
+        OUT.print()
     ERR.print("Timing: every method decodes the text again, in turn…", style="dim")
     report = compare(lm, [prompt], METHODS, repeats=repeats, max_new_tokens=max_new_tokens)
     show_comparison(report)

@@ -217,7 +217,7 @@ def _identical(row: Row) -> Text:
         return Text("–", "dim")
     same, total = row.identical
     broken = bool(row.exact) and same != total
-    return Text("! " if broken else "", style="bold red").append(f"{same}/{total}")
+    return Text(f"! {same}/{total}", style="bold red") if broken else Text(f"{same}/{total}")
 
 
 def _interactive(console: Console) -> bool:

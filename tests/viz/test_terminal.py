@@ -148,6 +148,13 @@ def test_the_table_holds_the_numbers():
     assert unknown.split() == ["unknown", *"––––––"]
 
 
+def test_only_a_broken_promise_is_red():
+    console = screen(width=100, force_terminal=True)
+    console.print(table([Row("ar", True, identical=(8, 8)), Row("medusa", True, identical=(7, 8))]))
+    fine, broken = (line for line in console.file.getvalue().splitlines() if "/8" in line)
+    assert "\x1b[1;31m" in broken and "\x1b[1;31m" not in fine
+
+
 def test_an_empty_table():
     console = screen()
     console.print(table([]))
