@@ -1,0 +1,55 @@
+"""Next-token prediction: what every causal model is trained by."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+
+from paradec import params, struct
+from paradec.learn.step import Loss
+
+
+@struct.dataclass
+class TextBatch:
+    """Rows of text. `learn[b, t]` says whether token t is a target; `segment` separates packed documents."""
+
+    token: Int32[Array, "B T"]
+    learn: Bool[Array, "B T"]
+    segment: Int32[Array, "B T"] | None = None
+    position: Int32[Array, "B T"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """The cross-entropy of every token that is to be learned, given those before it in its document.
+
+    Reports `accuracy`. A document's first token has nothing before it and teaches nothing.
+    """
+
+    model: Any
+    remat: bool = False  # recompute each layer in the backward pass: less memory, a third more work
+
+    def __call__(self, trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array) -> Loss:
+        facts = {"segment": batch.segment, "position": batch.position}
+        facts = {name: x for name, x in facts.items() if x is not None} | ({"remat": True} if self.remat else {})
+        logits = self.model.forward(params.merge(trainable, frozen), batch.token, **facts).logits
+        learn = batch.learn[:, 1:]
+        if batch.segment is not None:
+            learn = learn & (batch.segment[:, 1:] == batch.segment[:, :-1])
+        loss, right = cross_entropy(logits[:, :-1], batch.token[:, 1:])
+        weight = learn.astype(jnp.float32)
+        return Loss(jnp.sum(loss * weight), jnp.sum(weight), {"accuracy": jnp.sum(right * weight)})
+
+
+def cross_entropy(
+    logits: Float[Array, "*B V"], target: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """The negative log-likelihood of each target in nats, and 1 where it is the best guess; both float32."""
+    logits = logits.astype(jnp.float32)
+    wanted = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - wanted, right

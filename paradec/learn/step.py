@@ -1,0 +1,182 @@
+"""One training step: a pure function of state and batch that knows no objective, no model and no data.
+
+An objective is `loss(trainable, frozen, batch, key) -> (total, weight, sums)`: a sum over what the batch teaches, how
+much that was (tokens, say), and further sums to report. Sums, because micro-batches and hosts with uneven masks then
+add up to the loss of the whole batch, which means of means do not. Source of what is trained: `params.partition`, whose
+gaps (None) are invisible to gradients, optimiser, averages and checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int32, PyTree
+
+from paradec import params, struct
+from paradec.errors import InputError
+
+
+class Loss(NamedTuple):
+    """What an objective returns. Every entry of `sums` is reported divided by `weight`."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+    sums: dict[str, Float[Array, ""]]
+
+
+Objective = Callable[[PyTree, PyTree, PyTree, jax.Array], Loss]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a training run is, but for its data: what a checkpoint holds."""
+
+    step: Int32[Array, ""]
+    trainable: PyTree  # float32 master weights; None where frozen
+    optimiser: PyTree
+    average: PyTree | None  # exponential moving average of the trainable weights
+    key: jax.Array  # folded with the step, never consumed
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a run learns: everything about its steps that is not data, model or objective."""
+
+    steps: int = 1000
+    learning_rate: float = 3e-4
+    """The peak."""
+    warmup: int = 100
+    """Steps of linear rise from 0."""
+    decay: str = "cosine"
+    """After the warm-up: cosine or linear to `floor`, constant, or wsd (constant, then linear over the last fifth)."""
+    floor: float = 0.1
+    """Where the decay ends, as a fraction of the peak."""
+    weight_decay: float = 0.1
+    """Of matrices alone (AdamW); vectors are left out."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    """Largest global norm of a gradient; 0 is off."""
+    micro: int = 1
+    """Micro-batches that one step adds up."""
+    compute: str = "float32"
+    """Dtype of the forward and backward pass; master weights, gradients and optimiser stay float32."""
+    average: float = 0.0
+    """Decay of the moving average of the weights; 0 is off."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        fine = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "warmup": (0 <= self.warmup <= self.steps, f"between 0 and steps ({self.steps})"),
+            "decay": (self.decay in DECAYS, f"one of {', '.join(DECAYS)}"),
+            "floor": (0 <= self.floor <= 1, "between 0 and 1"),
+            "clip": (self.clip >= 0, "0 (off) or more"),
+            "micro": (self.micro >= 1, "at least 1"),
+            "average": (0 <= self.average < 1, "at least 0 (off) and below 1"),
+        }
+        for name, (holds, wanted) in fine.items():
+            if not holds:
+                raise InputError(f"{name} must be {wanted}; {getattr(self, name)} was given.")
+
+
+DECAYS = ("cosine", "linear", "constant", "wsd")
+
+
+def schedule(plan: Plan) -> optax.Schedule:
+    """The learning rate of every step."""
+    peak, rest, low = plan.learning_rate, max(plan.steps - plan.warmup, 1), plan.learning_rate * plan.floor
+    tail = max(plan.steps // 5, 1)
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, plan.floor),
+        "linear": lambda: optax.linear_schedule(peak, low, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+        "wsd": lambda: optax.linear_schedule(peak, low, tail, transition_begin=max(rest - tail, 0)),
+    }[plan.decay]()
+    # The first step already learns: a rise from 0 would waste it.
+    rise = optax.linear_schedule(peak / max(plan.warmup, 1), peak, max(plan.warmup - 1, 1))
+    return optax.join_schedules([rise, after], [plan.warmup])
+
+
+def optimiser(plan: Plan) -> optax.GradientTransformation:
+    """AdamW as the plan says, behind a clip of the global norm."""
+    decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
+    adam = optax.adamw(schedule(plan), plan.beta1, plan.beta2, weight_decay=plan.weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(plan.clip), adam) if plan.clip else adam
+
+
+def init(plan: Plan, trainable: PyTree, key: jax.Array) -> TrainState:
+    """The state before the first step. `trainable` becomes the float32 master copy."""
+    master = params.cast(trainable, jnp.float32)
+    average = jax.tree.map(jnp.copy, master) if plan.average else None  # a donated state may not hold one buffer twice
+    return TrainState(
+        step=jnp.int32(0), trainable=master, optimiser=optimiser(plan).init(master), average=average, key=key
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def step(
+    plan: Plan, objective: Objective, state: TrainState, frozen: PyTree, batch: PyTree
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """The next state, and metrics of this step: loss, every sum of the objective, weight, gradient_norm, learning_rate.
+
+    Every leaf of `batch` has its rows first, a multiple of `plan.micro`. A step whose loss or gradient is not finite
+    changes nothing but the step number and reports `finite` 0, so that the last good weights can still be saved. The
+    state is donated. Noise comes from the key, the step and the micro-batch.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    gradient, loss = accumulate(plan, objective, state.trainable, frozen, batch, key)
+    weight = jnp.maximum(loss.weight, 1e-9)
+    gradient = jax.tree.map(lambda g: g / weight, gradient)
+    norm = optax.global_norm(gradient)
+    updates, moments = optimiser(plan).update(gradient, state.optimiser, state.trainable)
+    weights = optax.apply_updates(state.trainable, updates)
+    average = state.average
+    if average is not None:
+        average = jax.tree.map(lambda a, w: plan.average * a + (1 - plan.average) * w, average, weights)
+    finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
+    old, new = (state.trainable, state.optimiser, state.average), (weights, moments, average)
+    weights, moments, average = jax.tree.map(lambda a, b: jnp.where(finite, b, a), old, new)
+    metrics = {name: value / weight for name, value in loss.sums.items()}
+    metrics |= {"loss": loss.total / weight, "weight": loss.weight, "gradient_norm": norm}
+    metrics |= {"learning_rate": schedule(plan)(state.step), "finite": finite.astype(jnp.float32)}
+    return state.replace(step=state.step + 1, trainable=weights, optimiser=moments, average=average), metrics
+
+
+def accumulate(
+    plan: Plan, objective: Objective, trainable: PyTree, frozen: PyTree, batch: PyTree, key: jax.Array
+) -> tuple[PyTree, Loss]:
+    """The summed gradient and loss of all micro-batches.
+
+    Rows are dealt out in turn, so that a batch split over devices stays split in every micro-batch.
+    """
+
+    def total(weights: PyTree, part: PyTree, key: jax.Array) -> tuple[Array, Loss]:
+        # Cast inside: gradients arrive at the float32 master.
+        loss = objective(params.cast(weights, plan.compute), frozen, part, key)
+        return loss.total, loss
+
+    gradient = jax.grad(total, has_aux=True)
+    if plan.micro == 1:
+        return gradient(trainable, batch, jax.random.fold_in(key, 0))
+    rows = {x.shape[0] for x in jax.tree.leaves(batch)}
+    if any(n % plan.micro for n in rows):
+        raise InputError(f"A batch of {min(rows)} rows does not split into {plan.micro} micro-batches.")
+    dealt = jax.tree.map(lambda x: x.reshape(x.shape[0] // plan.micro, plan.micro, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def one(so_far: PyTree, inputs: tuple[PyTree, Array]) -> tuple[PyTree, None]:
+        part, number = inputs
+        new = gradient(trainable, part, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, so_far, new), None
+
+    shape = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], dealt), key)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    return lax.scan(one, zero, (dealt, jnp.arange(plan.micro)))[0]
