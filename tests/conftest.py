@@ -75,6 +75,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("tpu"))
 
 
+QUICK = ("decode", "learn", "models", "ops")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The laws compile many tiny programs and run each for a moment: LLVM's optimisations would take most of it."""
+    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in QUICK)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def _mixed_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Standard promotion for the tests that ask for it: optax.adam raises a float to an int32 step."""

@@ -48,7 +48,7 @@ DRAFTERS = {
 }
 HEADS, TREE = MedusaHeads(num_heads=2, width=32), best_first(0.5 ** np.indices((2, 24)).sum(0), 40)
 PER_ROW = ("oracle", "adversary", "tree", "taps")
-SLOW = {("transformer", name) for name in ("draft, own noise", "unrelated draft", "random")}
+SLOW = {("transformer", name) for name in ("draft, own noise", "unrelated draft", "random", "medusa", "taps")}
 SLOW |= {("recurrence", name) for name in DRAFTERS if name not in ("draft", "tree")}
 
 
