@@ -1,0 +1,117 @@
+"""Medusa-1 from hidden states to tokens per call, on a table whose text is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradec import params
+from paradec.decode.drafters.medusa import Medusa
+from paradec.decode.speculative import speculative
+from paradec.decode.trees import best_first, expected
+from paradec.learn import step as learn
+from paradec.learn.objectives.medusa import HeadBatch, Medusa1, calibrate, targets
+from paradec.learn.step import Plan
+from paradec.models.heads import MedusaHeads, ShortList
+from paradec.testing import laws, tiny_table
+from paradec.types import Prompt
+
+pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step
+
+VOCAB, ROWS, LENGTH = 12, 16, 24
+HEADS = MedusaHeads(num_heads=2, width=VOCAB)
+PLAN = Plan(steps=300, warmup=1, learning_rate=0.05, weight_decay=0.0, decay="constant", clip=0.0)
+
+
+def world(noise=0.0, seed=0):
+    """A table that walks around a ring, one step at a time or (with `noise`) sometimes two, and text it wrote."""
+    model, weights = tiny_table(vocab_size=VOCAB, order=1)
+    ring = np.append((np.arange(VOCAB) + 1) % VOCAB, 0)
+    weights = weights.replace(logits=30 * jax.nn.one_hot(ring, VOCAB))
+    rng = np.random.default_rng(seed)
+    jump = 1 + (rng.random((ROWS, LENGTH)) < noise)
+    token = jnp.asarray(np.cumsum(jump, axis=1) % VOCAB, jnp.int32)
+    hidden = model.forward(weights, token).hidden
+    return model, weights, HeadBatch(hidden=hidden, token=token, learn=jnp.ones((ROWS, LENGTH), bool))
+
+
+def listing(tokens=range(VOCAB)):
+    ids = jnp.asarray(sorted(tokens), jnp.int32)
+    return ShortList(token=ids, table=jnp.eye(VOCAB)[ids])
+
+
+def trained(batch, short, turns=300):
+    state = learn.init(PLAN, params.init(HEADS.specs(), jax.random.key(0)), jax.random.key(0))
+    for _ in range(turns):
+        state, metrics = learn.step(PLAN, Medusa1(HEADS), state, short, batch)
+    return state.trainable, metrics
+
+
+def test_the_loss_is_that_of_the_formula():
+    *_, batch = world(0.3)
+    batch = batch.replace(learn=jnp.asarray(np.random.default_rng(1).random((ROWS, LENGTH)) < 0.6))
+    short, weights = listing(range(0, VOCAB, 2)), params.init(HEADS.specs(), jax.random.key(0))
+    got = Medusa1(HEADS, decay=0.5)(weights, short, batch, jax.random.key(0))
+    total, count, hits = 0.0, [0, 0], [0, 0]
+    token, wanted, hidden = (np.asarray(x) for x in (batch.token, batch.learn, batch.hidden))
+    for k in (0, 1):
+        for b in range(ROWS):
+            for t in range(LENGTH - 2 - k):
+                target = token[b, t + 2 + k]
+                if wanted[b, t + 2 + k] and target % 2 == 0:
+                    logits = hidden[b, t, ::2]  # a new head repeats the base
+                    total += 0.5**k * (np.log(np.exp(logits).sum()) - logits[target // 2])
+                    count[k] += 1
+                    hits[k] += logits.argmax() == target // 2
+    everything = [float(wanted[:, 2 + k :].sum()) for k in (0, 1)]
+    np.testing.assert_allclose(got.total, total, rtol=1e-4)
+    assert got.weight == count[0]
+    for k in (0, 1):
+        np.testing.assert_allclose(got.sums[f"head_{k}"] / got.weight, hits[k] / everything[k], rtol=1e-5)
+
+
+def test_a_target_is_two_ahead_and_more():
+    *_, batch = world(0.5)
+    for k in (0, 1, 3):
+        index, listed, counts = (np.asarray(x).reshape(ROWS, LENGTH) for x in targets(batch, listing(), k))
+        np.testing.assert_array_equal(index[:, : -2 - k], batch.token[:, 2 + k :])
+        assert listed.all() and counts[:, : -2 - k].all() and not counts[:, -2 - k :].any()
+
+
+def test_from_hidden_states_to_tokens_per_call():
+    """Trained, calibrated, grown into a tree and decoded: the formula's tokens per call are those of the decode."""
+    model, weights, batch = world()
+    heads, metrics = trained(batch, listing())
+    assert metrics["head_0"] == metrics["head_1"] == 1
+    hits, counts = calibrate(HEADS, heads, listing(), batch, 3)
+    accuracy = np.asarray(hits / counts[:, None])
+    np.testing.assert_array_equal(counts, [ROWS * (LENGTH - 2), ROWS * (LENGTH - 3)])
+    np.testing.assert_array_equal(accuracy, [[1, 0, 0], [1, 0, 0]])
+    tree = best_first(accuracy, 10)
+    assert tree == ((0,), (0, 0)) and expected(accuracy, tree) == 3
+    method = speculative(model, Medusa(heads=HEADS, tree=tree), eos=(-1,))
+    prompt = Prompt(token=jnp.asarray([[3, 4, 5]], jnp.int32), length=jnp.asarray([3], jnp.int32))
+    all_params = {"target": weights, "heads": (heads, listing())}
+    state = laws.decode(all_params, method, prompt, limit=[3 + 39])
+    laws.exact(model, all_params, method, state)
+    assert state.calls.tolist() == [13]
+
+
+def test_accuracies_are_those_of_the_text():
+    """A walk that jumps two steps in a quarter of cases: two ahead lies 2, 3 or 4 steps on, by the binomial law."""
+    *_, batch = world(0.25)
+    heads, _ = trained(batch, listing())
+    *_, other = world(0.25, seed=1)
+    hits, counts = calibrate(HEADS, heads, listing(), other, 4)
+    accuracy = np.asarray(hits / counts[:, None])
+    np.testing.assert_allclose(accuracy[0, :3], [0.5625, 0.375, 0.0625], atol=0.08)
+    np.testing.assert_allclose(accuracy[1], [0.4219, 0.4219, 0.1406, 0.0156], atol=0.1)
+    assert (accuracy.sum(1) <= 1).all()
+
+
+def test_a_short_list_learns_what_it_lists():
+    *_, batch = world()
+    heads, metrics = trained(batch, listing(range(0, VOCAB, 2)), 200)
+    assert metrics["head_0"] == pytest.approx(0.5, abs=0.03), "half of the targets cannot be drafted"
+    hits, counts = calibrate(HEADS, heads, listing(range(0, VOCAB, 2)), batch, 1)
+    np.testing.assert_allclose(hits[:, 0] / counts, 0.5, atol=0.03)
