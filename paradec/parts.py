@@ -19,9 +19,6 @@ from paradec.models.heads import ShortList
 if TYPE_CHECKING:
     from paradec.lm import LanguageModel
 
-SHIPPED = Path(__file__).parent / "artefacts"
-"""Heads that come with paradec, as `<method>-<preset>.safetensors`."""
-
 
 class Part(NamedTuple):
     """`structure` goes into `catalog.build`, `params` into the method's parameters."""
@@ -31,7 +28,7 @@ class Part(NamedTuple):
 
 
 def find(lm: LanguageModel, kind: str, given: Any) -> Part | None:
-    """The part of that kind ("draft" or "heads") for a model. None: the method was given no draft model."""
+    """The part of that kind ("draft" or "heads") for a model. None: none was given, which `catalog.build` refuses."""
     return draft(lm, given) if kind == "draft" else heads(lm, given)
 
 
@@ -60,17 +57,14 @@ def _first_layers(lm: LanguageModel, count: str) -> Part:
     return Part(model, lm.params.replace(blocks=jax.tree.map(lambda x: x[:n], lm.params.blocks)))
 
 
-def heads(lm: LanguageModel, given: str | Trained | None) -> Part:
-    """Medusa heads: a file, heads in memory, or (None) those that come with paradec for this preset.
+def heads(lm: LanguageModel, given: str | Trained | None) -> Part | None:
+    """Medusa heads: a file, or heads in memory.
 
     Heads without a tree get Medusa's published one for 7B models, as far as there are heads for it. Raises
     `InputError` for heads of another base model.
     """
     if given is None:
-        path = SHIPPED / f"medusa-{lm.name}.safetensors"
-        if not path.exists():
-            raise InputError(f"No Medusa heads come with paradec for {lm.name}; pass heads=FILE, a safetensors file.")
-        given = str(path)
+        return None
     if not isinstance(given, Trained):
         given = load_medusa(Path(given), lm.model.dtype)
     _check_base(lm, given)
