@@ -206,7 +206,8 @@ def test_installed_but_unfit(place: Place, site: Path) -> None:
 # --- several processes, and ends in the middle
 
 PROGRAM = """
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit that it is ignored
 root, tests = sys.argv[1:3]
 package = types.ModuleType("paradec"); package.__path__ = [tests + "/../../paradec"]
 sys.modules["paradec"] = package  # the package without what its __init__ imports: no jax here
