@@ -43,7 +43,7 @@ class Row:
         own = {
             f.name: f.default
             for f in dataclasses.fields(self.drafter)
-            if f.name not in ("taps", "model", "heads", "tree", "depth", "span", "nodes")
+            if f.name not in ("taps", "model", "heads", "tree", "base", "depth", "span", "nodes")
         }
         return own | {"accept": "match"}
 
@@ -137,7 +137,7 @@ def build(
     if row.part == "heads":
         if heads is None:
             raise InputError(f"{name} needs heads trained for the model: pass heads=FILE, a safetensors file.")
-        options = {"heads": heads[0], "tree": heads[1]} | options
+        options = {"heads": heads[0], "tree": heads[1], "base": target} | options
     return speculative(target, row.drafter(**options), accept=RULES[rule](), eos=eos)
 
 

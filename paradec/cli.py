@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -309,7 +309,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a `ParadecError` becomes its sentence on stderr and exit status 2."""
+    """Run one command and return its exit status; a `ParadecError` becomes its sentence on stderr and status 2."""
     from paradec.demo import demo
 
     commands = {
@@ -324,10 +324,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from paradec.explain import command
 
         commands["explain"] = command
-    try:
-        return tyro.extras.subcommand_cli_from_dict(
+    return guarded(
+        lambda: tyro.extras.subcommand_cli_from_dict(
             commands, prog="paradec", description="Decode language models in parallel.", args=argv, config=CONFIG
         )
+    )
+
+
+def guarded(program: Callable[[], int]) -> int:
+    """The exit status of a program; errors that are the user's to mend become sentences on stderr."""
+    try:
+        return program()
     except ParadecError as e:
         ERR.print(f"paradec: {e}", style="red", markup=False, soft_wrap=True)
         return 2

@@ -6,7 +6,8 @@ All of them are `ParadecError`, so a program can catch one class; the command li
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class ParadecError(Exception):
@@ -41,3 +42,14 @@ class ResourceError(ParadecError):
 
 class ExactnessError(ParadecError):
     """A method declared exact returned other tokens than plain decoding. This is a bug: please report it."""
+
+
+class Diverged(ParadecError):
+    """A training run whose loss or gradient is no number any more. What was learned before is saved."""
+
+
+def check_fields(config: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise `InputError` for the first field whose value is not as wanted: name → (whether it is, what is wanted)."""
+    for name, (holds, what) in wanted.items():
+        if not holds:
+            raise InputError(f"{name} must be {what}; {getattr(config, name)} was given.")

@@ -16,7 +16,7 @@ from paradec import catalog, parts
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.speculative import Speculative
-from paradec.errors import InputError
+from paradec.errors import InputError, check_fields
 from paradec.io.detokenize import Detokenizer
 from paradec.io.tokenizer import Tokenizer
 from paradec.parts import Part
@@ -90,9 +90,7 @@ class Request:
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "seed": (0 <= self.seed < 2**32, "between 0 and 4294967295"),
         }
-        for name, (fine, wanted) in ranges.items():
-            if not fine:
-                raise InputError(f"{name} must be {wanted}; {getattr(self, name)} was given.")
+        check_fields(self, ranges)
         if any(not s for s in self.stop):
             raise InputError("A stop string is empty: it would stop every text at once. Leave it out.")
 

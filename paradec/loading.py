@@ -8,13 +8,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from paradec.errors import InputError
 from paradec.io import gguf, hf
-from paradec.io.resolve import resolve
+from paradec.io.names import check_dtype
+from paradec.io.resolve import Source, resolve
 from paradec.io.tokenizer import Tokenizer
 from paradec.lm import LanguageModel
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load(name: str, *, dtype: str = "float32", progress: bool = True) -> LanguageModel:
@@ -24,17 +22,23 @@ def load(name: str, *, dtype: str = "float32", progress: bool = True) -> Languag
     stderr. Raises a `ParadecError` that says what to do where the name is unknown, a file is damaged, or the network
     is needed and missing.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}; {dtype!r} was given.")
+    check_dtype(dtype)
     source = resolve(name, quiet=not progress)
     track = partial(bar, label=f"Loading {name}") if progress else iter
+    read = gguf.load_gguf if source.kind == "gguf" else hf.load_hf
+    model, weights = read(source.path, dtype, track)
+    return LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), _tokenizer(source))
+
+
+def load_tokenizer(name: str, *, progress: bool = True) -> Tokenizer:
+    """The tokenizer alone of the language model of that name; see `load`."""
+    return _tokenizer(resolve(name, quiet=not progress))
+
+
+def _tokenizer(source: Source) -> Tokenizer:
     if source.kind == "gguf":
-        model, weights = gguf.load_gguf(source.path, dtype, track)
-        tokenizer = Tokenizer.from_gguf(gguf.read_metadata(source.path))
-    else:
-        model, weights = hf.load_hf(source.path, dtype, track)
-        tokenizer = Tokenizer.from_folder(source.path)
-    return LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), tokenizer)
+        return Tokenizer.from_gguf(gguf.read_metadata(source.path))
+    return Tokenizer.from_folder(source.path)
 
 
 def bar(names: Sequence[str], label: str) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,14 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from paradec.decode.drafters.medusa import vocabulary
-from paradec.decode.trees import MC_SIM_7B_63
 from paradec.errors import InputError
 from paradec.io.medusa import Trained, fingerprint, load_medusa
-from paradec.models.heads import ShortList
+from paradec.models.heads import DraftHeads, ShortList
+from paradec.models.ranked_tree import MC_SIM_7B_63
 
 if TYPE_CHECKING:
     from paradec.lm import LanguageModel
+
+
+SHIPPED = Path(__file__).parent / "heads"
 
 
 class Part(NamedTuple):
@@ -58,11 +61,12 @@ def _first_layers(lm: LanguageModel, count: str) -> Part:
 
 
 def heads(lm: LanguageModel, given: str | Trained | None) -> Part | None:
-    """Medusa heads: a file, or heads in memory.
+    """Medusa heads: a file, heads in memory, or by default those that paradec ships for this model, if any.
 
     Heads without a tree get Medusa's published one for 7B models, as far as there are heads for it. Raises
     `InputError` for heads of another base model.
     """
+    given = shipped(lm) if given is None else given
     if given is None:
         return None
     if not isinstance(given, Trained):
@@ -72,8 +76,17 @@ def heads(lm: LanguageModel, given: str | Trained | None) -> Part | None:
     short = None
     if given.short_list is not None:
         ids = jnp.asarray(given.short_list)
-        short = ShortList(token=ids, table=vocabulary(lm.params)[ids])
-    return Part((given.heads, tree), (jax.tree.map(jnp.asarray, given.weights), short))
+        short = ShortList(token=ids, table=lm.model.unembed(lm.params)[ids])
+    return Part((given.heads, tree), DraftHeads(jax.tree.map(jnp.asarray, given.weights), short))
+
+
+def shipped(lm: LanguageModel) -> Path | None:
+    """The heads in this package that were trained for a model, told by its weights and not by its name."""
+    mine = fingerprint(lm.params)
+    for path in sorted(SHIPPED.glob("*.json")):
+        if json.loads(path.read_text(encoding="utf-8")).get("base_digest") == mine:
+            return path.with_suffix(".safetensors")
+    return None
 
 
 def _check_base(lm: LanguageModel, trained: Trained) -> None:

@@ -32,13 +32,15 @@ class Spec(NamedTuple):
     """One leaf of an abstract parameter tree: what `paradec.params` needs to make, shard, restore and count it.
 
     `axes` names each dimension logically ("vocab", "embed", "kv_heads", "mlp", …; None is never sharded).
-    `init` is a scale: the standard deviation of a normal draw, or "ones" or "zeros".
+    `init` is a scale: the standard deviation of a normal draw, or "ones" or "zeros". `dense` is set where the leaf is a
+    stack of matrices: how many dimensions stack them, and how many after those are one side of the matrix.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: float | str = 0.02
     dtype: Any = np.float32
+    dense: tuple[int, int] | None = None
 
 
 @struct.dataclass
@@ -158,6 +160,16 @@ class DecodeState:
     cache: PyTree
     carry: PyTree  # the method's own
     stats: Stats
+
+
+@struct.dataclass
+class TextBatch:
+    """Rows of training text. `learn[b, t]` says whether token t is a target; `segment` separates packed documents."""
+
+    token: Int32[Array, "B T"]
+    learn: Bool[Array, "B T"]
+    segment: Int32[Array, "B T"] | None = None
+    position: Int32[Array, "B T"] | None = None
 
 
 @struct.dataclass

@@ -30,10 +30,11 @@ def explain(
 ) -> Report:
     """Compile one decode step of a method for a target that need not be here, and report its cost.
 
-    `program` "train" compiles a forward and backward pass instead, with the weights split over both axes of the mesh.
-    `model` is a name of `models.shapes` or any Transformer; `target` is "cpu" or a TPU topology such as "v5e:16x16";
-    `mesh` is (data, model): rows over data, heads and widths over model. `slots` are cache slots of a row, or its
-    tokens in training. `options` are the method's. Raises `ResourceError` where the TPU compiler is not installed.
+    `program` "train" compiles one step of next-token training instead (AdamW, float32 masters), with weights and
+    moments split over both axes of the mesh. `model` is a name of `models.shapes` or any Transformer; `target` is "cpu"
+    or a TPU topology such as "v5e:16x16"; `mesh` is (data, model): rows over data, heads and widths over model. `slots`
+    are cache slots of a row, or its tokens in training. `options` are the method's. Raises `ResourceError` where the
+    TPU compiler is not installed.
     """
     structures = {"model": _plain(model), "draft": _plain(draft)}
     sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype}
@@ -60,7 +61,7 @@ def command(
     ] = (),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
-    """Compile a decode step for a device that need not be here, and print what it costs."""
+    """Compile a decode or training step for a device that need not be here, and print what it costs."""
     from paradec import catalog
 
     options = catalog.parse(method, method_arg)
@@ -98,11 +99,18 @@ def _cost(report: Report) -> Table:
     counted, compiler = report.counted, report.compiler or Cost(flops=0.0)
     table = Table("work of a chip", "from shapes", "compiler, loop bodies once", box=None)
     table.add_row("GFLOP", f"{counted.flops / 1e9:,.1f}", f"{compiler.flops / 1e9:,.1f}")
+    if counted.model_flops is not None:
+        table.add_row("GFLOP of the model", f"{counted.model_flops / 1e9:,.1f}", "")
     if counted.weights is not None and counted.cache is not None:
         table.add_row("MiB of weights", f"{counted.weights / MIB:,.1f}", "")
         table.add_row("MiB of cache, all slots in use", f"{counted.cache / MIB:,.1f}", "")
     if compiler.accessed is not None:
         table.add_row("MiB accessed", "", f"{compiler.accessed / MIB:,.1f}")
+    if counted.exchanged is not None:
+        table.add_row("MiB sent to other chips, by formula", f"{counted.exchanged / MIB:,.1f}", "")
+    if report.step_seconds is not None:
+        low, high = report.step_seconds
+        table.add_row("a step at peak, exchange hidden or not", f"{low * 1e3:,.0f} to {high * 1e3:,.0f} ms", "")
     if report.floor_seconds is not None:
         table.add_row("no run is faster than", f"{report.floor_seconds * 1e3:,.2f} ms", "")
     return table

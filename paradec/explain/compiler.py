@@ -12,12 +12,12 @@ from typing import Any
 import jax
 
 from paradec import catalog, mesh
-from paradec.decode.trees import MC_SIM_7B_63
 from paradec.errors import InputError, ResourceError
 from paradec.explain import hlo
 from paradec.explain.programs import Program, decode_step, training_step
 from paradec.explain.request import Cost, Memory, Report, Request
 from paradec.models.heads import MedusaHeads
+from paradec.models.ranked_tree import MC_SIM_7B_63
 from paradec.models.shapes import shape
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
@@ -112,7 +112,7 @@ def title(request: Request) -> str:
     """What the program is, for people."""
     model = request.model if isinstance(request.model, str) else "the given Transformer"
     if request.program == "train":
-        return f"Forward and backward pass of {model}, {request.batch} rows of {request.slots} tokens"
+        return f"One training step of {model}, {request.batch} rows of {request.slots} tokens"
     options = "".join(f", {k}={v}" for k, v in request.options.items())
     return f"One step of {request.method}{options} on {model}, {request.batch} rows, {request.slots} cache slots"
 

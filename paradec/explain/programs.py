@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from paradec import params
 from paradec.decode import loop, sampling
 from paradec.explain.request import Cost
+from paradec.learn import flops
+from paradec.learn import step as learn
+from paradec.learn.loop import abstract_state
+from paradec.learn.objectives.next_token import NextToken
+from paradec.learn.step import Plan, TrainState
 from paradec.mesh import Placement
+from paradec.models.heads import DraftHeads
 from paradec.models.transformer import Transformer
-from paradec.types import DecodeState, Prompt
+from paradec.types import DecodeState, Prompt, TextBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ def decode_step(method: Any, models: dict[str, Any], batch: int, slots: int, pla
     """One `step` of a method whose parameters are those of `models`; the state is donated, as in `loop.run`."""
     weights = {name: _weights(model, place) for name, model in models.items()}
     if "heads" in weights:
-        weights["heads"] = weights["heads"], None  # without a short list
+        weights["heads"] = DraftHeads(weights["heads"])
     state = _state(method, weights, batch, slots, place)
     whole = NamedSharding(place.mesh, PartitionSpec())
     method = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), method)
@@ -52,21 +59,44 @@ def decode_step(method: Any, models: dict[str, Any], batch: int, slots: int, pla
 
 
 def training_step(model: Transformer, batch: int, tokens: int, place: Placement) -> Program:
-    """Loss and gradients of next-token prediction: float32 parameters, computed in the model's dtype, layers redone in
-    the backward pass."""
-    specs = params.cast(model.specs(), jnp.float32)
+    """One step of `learn.step` on next tokens, as `train/lm.py` runs it: AdamW on float32 masters, computed in the
+    model's dtype, every layer redone in the backward pass. The state is donated."""
+    plan, specs = Plan(compute=model.dtype), params.cast(model.specs(), jnp.float32)
     weights = params.abstract(specs, params.shardings(specs, place.mesh, place.rules))
-    rows = place.sharding(("batch", None), (batch, tokens))
-    text = jax.ShapeDtypeStruct((batch, tokens), jnp.int32, sharding=rows)
+    frozen = jax.tree.map(lambda x: None, weights)
+    whole = NamedSharding(place.mesh, PartitionSpec())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = abstract_state(plan, weights, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole))
+    rows = place.sharding(("batch", None), (batch, tokens + 1))
+    lay = lambda dtype: jax.ShapeDtypeStruct((batch, tokens + 1), dtype, sharding=rows)
+    text = TextBatch(token=lay(jnp.int32), learn=lay(jnp.bool_))
 
-    def loss(weights: PyTree, text: Int[Array, "B T"]) -> Array:
-        logits = model.forward(params.cast(weights, model.dtype), text, remat=True).logits
-        wanted = jnp.take_along_axis(logits, jnp.roll(text, -1, axis=1)[:, :, None], axis=-1)[..., 0]
-        return jnp.mean((jax.nn.logsumexp(logits, axis=-1) - wanted)[:, :-1])
+    def step(state: TrainState, text: TextBatch, remat: bool = True) -> tuple[TrainState, dict[str, Array]]:
+        return learn.step.__wrapped__(plan, NextToken(model, remat=remat), state, frozen, text)
 
-    out = jax.tree.map(lambda x: x.sharding, weights)
-    function = jax.jit(jax.value_and_grad(loss), out_shardings=(None, out))
-    return Program(function, (weights, text), _count_training(model, weights, batch, tokens, place.mesh.size))
+    out = jax.tree.map(lambda x: x.sharding, state)
+    counted = Cost(
+        flops=flops.count(step, state, text) / place.mesh.size,
+        exchanged=exchanged(model, batch, tokens, place),
+        model_flops=flops.count(partial(step, remat=False), state, text) / place.mesh.size,
+    )
+    return Program(jax.jit(step, donate_argnums=0, out_shardings=(out, None)), (state, text), counted)
+
+
+def exchanged(model: Transformer, batch: int, tokens: int, place: Placement) -> float:
+    """Bytes that one chip sends in a training step under FSDP and tensor parallelism, from shapes.
+
+    Weights split over "data" are gathered for the forward and for the backward pass, and their gradients reduced once:
+    3 (d-1)/d of a chip's share of the matrices, in the compute dtype. Each layer sums its activations over "model"
+    twice forward, twice when it is redone and twice backward, by rings: 6 * 2 (m-1)/m of the residual stream.
+    """
+    d, m = (place.mesh.shape.get(axis, 1) for axis in ("data", "model"))
+    item = jnp.dtype(model.dtype).itemsize
+    split = "data" in (place.rules["embed"] or ())
+    matrices = params.count(model.specs()) * item / m
+    gathered = 3 * (d - 1) / d * matrices if split else 2 * (d - 1) / d * matrices
+    stream = batch / d * tokens * model.width * item
+    return gathered + 12 * (m - 1) / m * stream * model.num_layers
 
 
 def _weights(model: Any, place: Placement) -> PyTree:
@@ -122,13 +152,3 @@ def _count_step(method: Any, models: dict[str, Any], weights: PyTree, state: Dec
         read += calls * dense * item
         cached += calls * kept * item
     return Cost(flops=flops, weights=read, cache=cached)
-
-
-def _count_training(model: Transformer, weights: PyTree, batch: int, tokens: int, devices: int) -> Cost:
-    """One chip's share. Attention is counted over all pairs, as it is computed, not over the causal half."""
-    head = model.vocab_size * model.width
-    table = 0 if model.tied else head
-    layers = (params.count(weights) - table - head) * batch * tokens
-    attention = 2 * batch * tokens**2 * model.num_layers * model.num_heads * model.head_dim
-    # Two operations a product; one pass forward and two backward, and layers once more, since they are redone.
-    return Cost(flops=2 * (4 * (layers + attention) + 3 * head * batch * tokens) / devices)

@@ -1,4 +1,4 @@
-"""What may be asked of `explain`, what it answers, and the chips it knows."""
+"""What may be asked of `explain`, and what it answers."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from paradec.chips import CHIPS, Chip
 from paradec.errors import InputError, UnknownName
 from paradec.explain.hlo import Collective, Move
 
 MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Published peaks of one chip, and the memory its compiler lets a program use."""
-
-    kind: str
-    hbm: int  # bytes, less what the runtime keeps: read from the compiler's refusals
-    flops: float  # bfloat16, per second
-    bandwidth: float  # bytes per second
-
-
-CHIPS: Mapping[str, Chip] = {
-    "v5e": Chip("TPU v5e", int(15.75 * 2**30), 197e12, 819e9),
-    "v5p": Chip("TPU v5p", int(95.73 * 2**30), 459e12, 2765e9),
-    "v6e": Chip("TPU v6e", int(31.24 * 2**30), 918e12, 1640e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +19,7 @@ class Request:
 
     method: str = "ar"
     model: str | dict[str, Any] = "smollm2-135m"
-    program: str = "decode"  # one step of the method; or "train", a forward and backward pass
+    program: str = "decode"  # one step of the method; or "train", one step of next-token training
     target: str = "cpu"  # or a TPU topology: "v5e:1x1", "v5e:16x16", "v6e:…", "v5p:2x2x1", …
     batch: int = 1  # rows, over all devices
     slots: int = 2048  # cache slots of a row; tokens of a row where program is "train"
@@ -101,6 +85,8 @@ class Cost:
     weights: float | None = None  # bytes of parameters read
     cache: float | None = None  # bytes of the caches read with every slot in use
     accessed: float | None = None  # all bytes, from the compiler
+    exchanged: float | None = None  # bytes that a chip sends to others, by the formula of `programs.exchanged`
+    model_flops: float | None = None  # of training, without what is computed again to save memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +125,20 @@ class Report:
         read = (self.counted.weights or 0) + (self.counted.cache or 0)
         return max(read / chip.bandwidth, self.counted.flops / chip.flops)
 
+    @property
+    def step_seconds(self) -> tuple[float, float] | None:
+        """A training step by formula, at the chip's published peaks: if all exchange hides behind computation, and if
+        none does. Real steps reach half of the peak or so; not a measurement."""
+        chip, counted = self.request.chip, self.counted
+        if chip is None or chip.links is None or counted.exchanged is None:
+            return None
+        compute, exchange = counted.flops / chip.flops, counted.exchanged / chip.links
+        return max(compute, exchange), compute + exchange
+
     def public(self) -> dict[str, Any]:
         """The report as JSON, with what follows from it."""
         derived = {"hbm": self.hbm, "fits": self.fits, "floor_seconds": self.floor_seconds}
+        derived |= {"step_seconds": self.step_seconds}
         return dataclasses.asdict(self) | derived
 
     @classmethod

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradec.decode.trees import Path as TreePath
-from paradec.decode.trees import ranked
 from paradec.errors import ResourceError, WeightsError
 from paradec.io import names, tensor_file
 from paradec.io.names import Entry, Tensor
 from paradec.models.heads import HeadWeights, MedusaHeads
+from paradec.models.ranked_tree import Path as TreePath
+from paradec.models.ranked_tree import ranked
 
 PREFIX = "medusa_head."
 SHORT_LIST = "short_list"

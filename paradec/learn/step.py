@@ -2,13 +2,15 @@
 
 An objective is `loss(trainable, frozen, batch, key) -> (total, weight, sums)`: a sum over what the batch teaches, how
 much that was (tokens, say), and further sums to report. Sums, because micro-batches and hosts with uneven masks then
-add up to the loss of the whole batch, which means of means do not. Source of what is trained: `params.partition`, whose
+add up to the loss of the whole batch, which means of means do not. One that changes over the run has `at(step)`, which
+returns the objective of that step. Source of what is trained: `params.partition`, whose
 gaps (None) are invisible to gradients, optimiser, averages and checkpoints.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import params, struct
-from paradec.errors import InputError
+from paradec.errors import InputError, check_fields
 
 
 class Loss(NamedTuple):
@@ -70,11 +72,13 @@ class Plan:
     """Dtype of the forward and backward pass; master weights, gradients and optimiser stay float32."""
     average: float = 0.0
     """Decay of the moving average of the weights; 0 is off."""
+    faster: tuple[tuple[str, float], ...] = ()
+    """Weights whose names begin so learn at that multiple of the rate."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a number out of its range."""
-        fine = {
-            "steps": (self.steps >= 1, "at least 1"),
+        wanted = {
+            "steps": (self.steps >= 0, "0 or more"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "warmup": (0 <= self.warmup <= self.steps, f"between 0 and steps ({self.steps})"),
             "decay": (self.decay in DECAYS, f"one of {', '.join(DECAYS)}"),
@@ -83,9 +87,7 @@ class Plan:
             "micro": (self.micro >= 1, "at least 1"),
             "average": (0 <= self.average < 1, "at least 0 (off) and below 1"),
         }
-        for name, (holds, wanted) in fine.items():
-            if not holds:
-                raise InputError(f"{name} must be {wanted}; {getattr(self, name)} was given.")
+        check_fields(self, wanted)
 
 
 DECAYS = ("cosine", "linear", "constant", "wsd")
@@ -106,16 +108,30 @@ def schedule(plan: Plan) -> optax.Schedule:
     return optax.join_schedules([rise, after], [plan.warmup])
 
 
+def _rate(plan: Plan, step: Int32[Array, ""]) -> Float[Array, ""]:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.float32(schedule(plan)(step))
+
+
 def optimiser(plan: Plan) -> optax.GradientTransformation:
     """AdamW as the plan says, behind a clip of the global norm."""
     decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
     adam = optax.adamw(schedule(plan), plan.beta1, plan.beta2, weight_decay=plan.weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(plan.clip), adam) if plan.clip else adam
+    clip = optax.clip_by_global_norm(plan.clip) if plan.clip else optax.identity()
+    return optax.chain(clip, adam, optax.stateless(partial(_hurry, plan))) if plan.faster else optax.chain(clip, adam)
+
+
+def _hurry(plan: Plan, updates: PyTree, weights: PyTree) -> PyTree:
+    def one(path: tuple, update: Array) -> Array:
+        name = params.name(path)
+        return update * math.prod(factor for start, factor in plan.faster if name.startswith(start))
+
+    return jax.tree.map_with_path(one, updates)
 
 
 def init(plan: Plan, trainable: PyTree, key: jax.Array) -> TrainState:
-    """The state before the first step. `trainable` becomes the float32 master copy."""
-    master = params.cast(trainable, jnp.float32)
+    """The state before the first step. The float32 master is a copy: the state will be donated, `trainable` stays."""
+    master = jax.tree.map(jnp.copy, params.cast(trainable, jnp.float32))
     average = jax.tree.map(jnp.copy, master) if plan.average else None  # a donated state may not hold one buffer twice
     return TrainState(
         step=jnp.int32(0), trainable=master, optimiser=optimiser(plan).init(master), average=average, key=key
@@ -133,12 +149,15 @@ def step(
     state is donated. Noise comes from the key, the step and the micro-batch.
     """
     key = jax.random.fold_in(state.key, state.step)
+    if hasattr(objective, "at"):
+        objective = objective.at(state.step)
     gradient, loss = accumulate(plan, objective, state.trainable, frozen, batch, key)
     weight = jnp.maximum(loss.weight, 1e-9)
     gradient = jax.tree.map(lambda g: g / weight, gradient)
     norm = optax.global_norm(gradient)
-    updates, moments = optimiser(plan).update(gradient, state.optimiser, state.trainable)
-    weights = optax.apply_updates(state.trainable, updates)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step
+        updates, moments = optimiser(plan).update(gradient, state.optimiser, state.trainable)
+        weights = optax.apply_updates(state.trainable, updates)
     average = state.average
     if average is not None:
         average = jax.tree.map(lambda a, w: plan.average * a + (1 - plan.average) * w, average, weights)
@@ -147,7 +166,7 @@ def step(
     weights, moments, average = jax.tree.map(lambda a, b: jnp.where(finite, b, a), old, new)
     metrics = {name: value / weight for name, value in loss.sums.items()}
     metrics |= {"loss": loss.total / weight, "weight": loss.weight, "gradient_norm": norm}
-    metrics |= {"learning_rate": schedule(plan)(state.step), "finite": finite.astype(jnp.float32)}
+    metrics |= {"learning_rate": _rate(plan, state.step), "finite": finite.astype(jnp.float32)}
     return state.replace(step=state.step + 1, trainable=weights, optimiser=moments, average=average), metrics
 
 

@@ -33,6 +33,14 @@ class ShortList:
     table: Float[Array, "W D"]
 
 
+@struct.dataclass
+class DraftHeads:
+    """What a decoder needs of heads: `params["heads"]`. Without a short list they choose from the whole vocabulary."""
+
+    weights: HeadWeights
+    short: ShortList | None = None
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class MedusaHeads:

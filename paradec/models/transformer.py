@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from paradec import struct
 from paradec.mesh import constrain
 from paradec.models import cache as kv
+from paradec.models import lora
 from paradec.models.cache import BLOCK, KVCache, KVDelta
 from paradec.ops.attention import attend, attend_cache, attend_masked
 from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors
@@ -99,25 +100,29 @@ class Transformer:
             self.num_layers, self.width, self.num_kv_heads, self.groups, self.head_dim, self.mlp_width,
         )  # fmt: skip
 
-        def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], init: float | str) -> Spec:
-            return Spec(shape, axes, init, self.dtype)
+        def spec(
+            shape: tuple[int, ...], axes: tuple[str | None, ...], init: float | str, dense: tuple | None = None
+        ) -> Spec:
+            return Spec(shape, axes, init, self.dtype, dense)
 
         def norm(size: int, present: bool = True) -> Spec | None:
             return spec((L, size), ("layers", None), "zeros" if self.unit_norm else "ones") if present else None
 
         residual = (2 * L) ** -0.5  # keeps the residual stream's variance independent of depth
-        table = spec((self.vocab_size, D), ("vocab", "embed"), D**-0.5)
+        table = spec((self.vocab_size, D), ("vocab", "embed"), D**-0.5, (0, 1))
         blocks = Blocks(
             attn_norm=norm(D),
-            qkv=spec((L, D, H, G + 2, K), ("layers", "embed", "kv_heads", None, None), D**-0.5),
+            qkv=spec((L, D, H, G + 2, K), ("layers", "embed", "kv_heads", None, None), D**-0.5, (1, 1)),
             qkv_bias=spec((L, H, G + 2, K), ("layers", "kv_heads", None, None), "zeros") if self.qkv_bias else None,
             q_norm=norm(K, self.qk_norm),
             k_norm=norm(K, self.qk_norm),
-            out=spec((L, H, G, K, D), ("layers", "kv_heads", None, None, "embed"), (H * G * K) ** -0.5 * residual),
+            out=spec(
+                (L, H, G, K, D), ("layers", "kv_heads", None, None, "embed"), (H * G * K) ** -0.5 * residual, (1, 3)
+            ),
             attn_post_norm=norm(D, self.post_norms),
             mlp_norm=norm(D),
-            gate_up=spec((L, 2, D, F), ("layers", None, "embed", "mlp"), D**-0.5),
-            down=spec((L, F, D), ("layers", "mlp", "embed"), F**-0.5 * residual),
+            gate_up=spec((L, 2, D, F), ("layers", None, "embed", "mlp"), D**-0.5, (2, 1)),
+            down=spec((L, F, D), ("layers", "mlp", "embed"), F**-0.5 * residual, (1, 1)),
             mlp_post_norm=norm(D, self.post_norms),
         )
         final = spec((D,), (None,), "zeros" if self.unit_norm else "ones")
@@ -148,6 +153,7 @@ class Transformer:
 
         def layer(x: Array, scanned: tuple[Blocks, Array]) -> tuple[Array, Array | None]:
             w, slide = scanned
+            w = lora.merged(w)
             q, k, v = self._qkv(w, x, turn, slide)
             out = attend_masked(q, k, v, base & self._window(slide) if self.window else base, facts, self.scale)
             x = self._mlp(w, self._join(w, x, out))
@@ -183,6 +189,7 @@ class Transformer:
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, tuple]:
             w, old, index, slide = scanned
+            w = lora.merged(w)
             q, k, v = self._qkv(w, x, turn, slide)
             if old is not None:
                 k = lax.dynamic_update_slice_in_dim(old.k, k, rows.start, axis=2)
@@ -201,13 +208,17 @@ class Transformer:
         """The cache with delta rows `path[:count]` appended; see `types.Model`."""
         return kv.commit(cache, delta, path, count)
 
+    def unembed(self, params: Weights) -> Float[Array, "V D"]:
+        """The vocabulary head: what `Output.hidden` is multiplied with."""
+        return lora.merged(params.embed if params.head is None else params.head)
+
     # The pieces of a layer.
 
     def _norm(self, x: Array, weight: Array) -> Array:
         return rms_norm(x, weight, self.norm_eps, offset=1.0 if self.unit_norm else 0.0)
 
     def _embed(self, params: Weights, token: Array, embed: Array | None = None, aux: Array | None = None) -> Array:
-        x = params.embed[token]
+        x = lora.merged(params.embed)[token]
         if embed is not None:
             x = jnp.where(aux[..., None], embed.astype(x.dtype), x)
         x = x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
@@ -247,8 +258,7 @@ class Transformer:
 
     def _output(self, params: Weights, x: Array, every: Array | None, taps: tuple[int, ...]) -> Output:
         hidden = self._norm(x, params.norm)
-        head = params.embed if params.head is None else params.head
-        logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("btd,vd->btv", hidden, self.unembed(params), preferred_element_type=jnp.float32)
         return Output(logits=logits, hidden=hidden, taps=tuple(every[i] for i in taps))
 
     # Who sees whom.

@@ -14,8 +14,8 @@ from paradec.decode.drafters.medusa import Medusa
 from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.speculative import speculative
-from paradec.decode.trees import best_first
-from paradec.models.heads import HeadWeights, MedusaHeads
+from paradec.models.heads import DraftHeads, HeadWeights, MedusaHeads
+from paradec.models.ranked_tree import best_first
 from paradec.testing import laws, ragged_prompts, tiny_recurrence, tiny_transformer
 from paradec.testing.drafters import Oracle, Random, RandomTree, TapReader
 
@@ -39,7 +39,7 @@ DRAFTERS = {
     "draft": lambda model, text: DraftModel(model=model, num_draft=3),
     "draft, own noise": lambda model, text: DraftModel(model=model, num_draft=3, shared_noise=False),
     "unrelated draft": lambda model, text: DraftModel(model=other(model)[0], num_draft=2),
-    "medusa": lambda model, text: Medusa(heads=HEADS, tree=TREE),
+    "medusa": lambda model, text: Medusa(heads=HEADS, tree=TREE, base=model),
     "random": lambda model, text: Random(3, VOCAB),
     "oracle": lambda model, text: Oracle.of(text, 3, VOCAB),
     "adversary": lambda model, text: Oracle.of(text, 3, VOCAB, accuracy=0.0),
@@ -66,7 +66,7 @@ class Case:
         draft = other(self.model)[1] if name == "unrelated draft" else shaken(weights)
         reader = jnp.asarray(np.random.default_rng(3).normal(size=(3, 32, VOCAB)), jnp.float32)
         zero = jnp.zeros((2, 1, 32, 32))
-        heads = HeadWeights(linear=zero, bias=zero[:, :, 0], unembed=None), None
+        heads = DraftHeads(HeadWeights(linear=zero, bias=zero[:, :, 0], unembed=None))
         self.params = {"target": weights, "draft": draft, "reader": reader, "heads": heads}
 
     def method(self, text):

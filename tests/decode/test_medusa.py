@@ -7,8 +7,8 @@ import pytest
 
 from paradec.decode.drafters.medusa import Medusa
 from paradec.decode.speculative import speculative
-from paradec.decode.trees import MC_SIM_7B_63, best_first, expected, ranked, spread
-from paradec.models.heads import HeadWeights, MedusaHeads, ShortList
+from paradec.models.heads import DraftHeads, HeadWeights, MedusaHeads, ShortList
+from paradec.models.ranked_tree import MC_SIM_7B_63, best_first, expected, ranked, spread
 from paradec.ops.mask import ancestors
 from paradec.testing import laws, tiny_table
 from paradec.types import OPEN, Prompt
@@ -61,7 +61,7 @@ def sizes(guess, tree, short=None):
     if short is not None:
         heads, known = MedusaHeads(num_heads=HEADS, width=VOCAB), known.replace(unembed=None)
     method = speculative(model, Medusa(heads=heads, tree=tree), eos=(-1,))
-    state = laws.decode({"target": weights, "heads": (known, short)}, method, PROMPT)
+    state = laws.decode({"target": weights, "heads": DraftHeads(known, short)}, method, PROMPT)
     laws.exact(model, {"target": weights}, method, state)
     laws.trace(state, method.drafter.depth)
     at = [np.asarray(row)[(np.asarray(row) > 0) & (np.asarray(row) != OPEN)] for row in state.committed_at]

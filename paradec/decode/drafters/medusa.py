@@ -10,8 +10,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from paradec import struct
-from paradec.decode.trees import Path, last_token, ranked
-from paradec.models.heads import MedusaHeads
+from paradec.decode.trees import last_token
+from paradec.models.heads import DraftHeads, MedusaHeads
+from paradec.models.ranked_tree import Path, ranked
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -27,14 +28,16 @@ class MedusaCarry:
 class Medusa:
     """A tree of the heads' guesses: the path (0, 2) is head 0's first guess, then head 1's third.
 
-    `params["heads"]` is the pair (head weights, short list or None). The guesses for the next step come from the hidden
-    state of the last accepted node, so drafting costs no call of its own. Source: Medusa, 2401.10774. Deviation: the
-    next root is the target's own token, drawn at the accepted node, not drawn anew in the next step.
+    `params["heads"]` are `DraftHeads`; `base` is the target, whose vocabulary head they may use. The guesses for the
+    next step come from the hidden state of the last accepted node, so drafting costs no call of its own. Source:
+    Medusa, 2401.10774. Deviation: the next root is the target's own token, drawn at the accepted node, not drawn anew
+    in the next step.
     """
 
     heads: MedusaHeads = struct.field(pytree_node=False)
     tree: tuple[Path, ...] = struct.field(pytree_node=False)
     num_draft: int = struct.field(pytree_node=False, default=63)
+    base: Any = struct.field(pytree_node=False, default=None)
     taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     @property
@@ -90,15 +93,10 @@ class Medusa:
 
     def guesses(self, params: PyTree, hidden: Float[Array, "B D"]) -> Int32[Array, "B Q R"]:
         """The best tokens of the heads that the tree uses, best first."""
-        weights, short = params["heads"]
-        table = None
-        if weights.unembed is None:
-            table = vocabulary(params["target"]) if short is None else short.table
-        logits = self.heads.logits(weights, hidden, table)[: self.depth]
+        own: DraftHeads = params["heads"]
+        short, table = own.short, None
+        if own.weights.unembed is None:
+            table = self.base.unembed(params["target"]) if short is None else short.table
+        logits = self.heads.logits(own.weights, hidden, table)[: self.depth]
         best = jnp.moveaxis(lax.top_k(logits, self.ranks)[1], 0, 1)
         return best if short is None else short.token[best]
-
-
-def vocabulary(target: Any) -> Float[Array, "V D"]:
-    """The base model's vocabulary head."""
-    return target.embed if target.head is None else target.head

@@ -1,18 +1,22 @@
-"""Medusa-1: heads learn to guess ahead from the hidden states of a base model that stays as it is."""
+"""Medusa: heads learn to guess ahead from hidden states, of a base that stays as it is (1) or learns with them (2)."""
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
-from paradec import struct
+from paradec import params, struct
 from paradec.learn.objectives.next_token import cross_entropy
 from paradec.learn.step import Loss
+from paradec.models import lora
 from paradec.models.heads import HeadWeights, MedusaHeads, ShortList
+from paradec.types import TextBatch
 
 
 @struct.dataclass
@@ -25,6 +29,7 @@ class HeadBatch:
     hidden: Float[Array, "B T D"]
     token: Int32[Array, "B T"]
     learn: Bool[Array, "B T"]
+    segment: Int32[Array, "B T"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +59,77 @@ class Medusa1:
         return Loss(total, weight, sums)
 
 
+@dataclasses.dataclass(frozen=True)
+class Medusa2:
+    """Base model and heads learn together: the base's loss + weight * share * the heads' loss of `Medusa1`.
+
+    `share` is 1, or rises over `steps`: "sine" as sin(pi/2 t/T), "linear" as t/T. The base's loss is next-token
+    cross-entropy, or with `distil` that against the law of the base without its adapters (self-distillation, for text
+    that the model wrote itself). `trainable` and `frozen` are dicts: "base" and "heads", and in `frozen` the ids of
+    the short list as "short". Reports `base` and each head's accuracy. Source: Medusa, 2401.10774, section 3.2 and the
+    code of its axolotl fork.
+    """
+
+    model: Any
+    heads: MedusaHeads
+    decay: float = 0.8
+    weight: float = 0.2
+    rise: str = "constant"
+    steps: int = 1
+    distil: bool = False
+    share: Any = 1.0
+
+    def at(self, step: Int[Array, ""]) -> Medusa2:
+        """The objective of one step of the run."""
+        part = jnp.minimum((step + 1) / self.steps, 1.0)
+        return dataclasses.replace(self, share=RISES[self.rise](part))
+
+    def __call__(self, trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array) -> Loss:
+        base = params.merge(trainable["base"], frozen["base"])
+        given = {"segment": batch.segment, "position": batch.position}
+        facts = {name: x for name, x in given.items() if x is not None}
+        out = self.model.forward(base, batch.token, **facts)
+        learn = _apart(batch, 1)
+        if self.distil:
+            teacher = lax.stop_gradient(self.model.forward(lora.removed(base), batch.token, **facts).logits)
+            student = jax.nn.log_softmax(out.logits)
+            loss = -jnp.sum(jax.nn.softmax(teacher) * student, axis=-1)
+            loss = jnp.pad(loss[:, :-1], ((0, 0), (0, 1)))
+        else:
+            loss, _ = cross_entropy(out.logits, _ahead(batch.token, 1))
+        count = jnp.sum(learn, dtype=jnp.float32)
+        own = jnp.sum(loss * learn)
+        table = self.model.unembed(base)[frozen["short"]]
+        guessed = HeadBatch(hidden=out.hidden, token=batch.token, learn=batch.learn, segment=batch.segment)
+        short = ShortList(token=frozen["short"], table=table)
+        first = Medusa1(self.heads, self.decay)(trainable["heads"], short, guessed, key)
+        # Both are sums: each is brought to its own mean, in units of the base's weight.
+        scale = count / jnp.maximum(first.weight, 1.0)
+        sums = {name: value * scale for name, value in first.sums.items()} | {"base": own}
+        return Loss(own + self.weight * self.share * first.total * scale, count, sums)
+
+
+RISES = {"constant": lambda part: 1.0, "linear": lambda part: part, "sine": lambda part: jnp.sin(jnp.pi / 2 * part)}
+
+
+def _ahead(x: Array, ahead: int) -> Array:
+    return jnp.pad(x[:, ahead:], ((0, 0), (0, ahead)))
+
+
+def _apart(batch: TextBatch | HeadBatch, ahead: int) -> Bool[Array, "B T"]:
+    """Whether the token `ahead` of each is to be learned and of the same document."""
+    learn = _ahead(batch.learn, ahead)
+    if batch.segment is None:
+        return learn
+    return learn & (_ahead(batch.segment, ahead) == batch.segment)
+
+
 def targets(batch: HeadBatch, short: ShortList, k: int) -> tuple[Int[Array, "N"], Bool[Array, "N"], Bool[Array, "N"]]:
     """For all B * T positions: head k's target as a row of the list, whether it is listed, and whether it counts.
 
-    The last 2 + k positions of a row have no target.
+    The last 2 + k positions of a row, or of a document in it, have no target.
     """
-    ahead = 2 + k
-    token = jnp.pad(batch.token[:, ahead:], ((0, 0), (0, ahead))).reshape(-1)
-    learn = jnp.pad(batch.learn[:, ahead:], ((0, 0), (0, ahead))).reshape(-1)
+    token, learn = _ahead(batch.token, 2 + k).reshape(-1), _apart(batch, 2 + k).reshape(-1)
     index = jnp.clip(jnp.searchsorted(short.token, token), 0, short.token.shape[0] - 1).astype(jnp.int32)
     return index, short.token[index] == token, learn
 
@@ -76,7 +144,7 @@ def calibrate(
     heads look worse than they are.) The quotient is what `trees.best_first` grows a tree from.
     """
     logits = heads.logits(weights, batch.hidden.reshape(-1, batch.hidden.shape[-1]), short.table)
-    best = jax.lax.top_k(logits, ranks)[1]
+    best = lax.top_k(logits, ranks)[1]
     hits, counts = [], []
     for k in range(heads.num_heads):
         index, listed, learn = targets(batch, short, k)

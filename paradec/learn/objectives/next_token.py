@@ -7,20 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from paradec import params, struct
+from paradec import params
 from paradec.learn.step import Loss
-
-
-@struct.dataclass
-class TextBatch:
-    """Rows of text. `learn[b, t]` says whether token t is a target; `segment` separates packed documents."""
-
-    token: Int32[Array, "B T"]
-    learn: Bool[Array, "B T"]
-    segment: Int32[Array, "B T"] | None = None
-    position: Int32[Array, "B T"] | None = None
+from paradec.types import TextBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +25,15 @@ class NextToken:
     remat: bool = False  # recompute each layer in the backward pass: less memory, a third more work
 
     def __call__(self, trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array) -> Loss:
-        facts = {"segment": batch.segment, "position": batch.position}
-        facts = {name: x for name, x in facts.items() if x is not None} | ({"remat": True} if self.remat else {})
-        logits = self.model.forward(params.merge(trainable, frozen), batch.token, **facts).logits
+        given = {"segment": batch.segment, "position": batch.position}
+        facts = {name: x[:, :-1] for name, x in given.items() if x is not None}
+        if self.remat:
+            facts["remat"] = True
+        logits = self.model.forward(params.merge(trainable, frozen), batch.token[:, :-1], **facts).logits
         learn = batch.learn[:, 1:]
         if batch.segment is not None:
             learn = learn & (batch.segment[:, 1:] == batch.segment[:, :-1])
-        loss, right = cross_entropy(logits[:, :-1], batch.token[:, 1:])
+        loss, right = cross_entropy(logits, batch.token[:, 1:])
         weight = learn.astype(jnp.float32)
         return Loss(jnp.sum(loss * weight), jnp.sum(weight), {"accuracy": jnp.sum(right * weight)})
 

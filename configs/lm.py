@@ -1,0 +1,115 @@
+"""Presets of train/lm.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from paradec.learn.loop import Run
+from paradec.learn.step import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A new decoder. Its vocabulary is the data's."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    kv_heads: int = 4
+    head_dim: int = 32
+    mlp: int = 344
+    tied: bool = True
+    theta: float = 10_000.0
+    """Base of the rotary positions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read."""
+
+    kind: Literal["markov", "text", "chats"] = "markov"
+    """Synthetic text of known entropy, plain text files, or JSONL conversations."""
+    files: tuple[Path, ...] = ()
+    tokens: str = "characters"
+    """How text becomes tokens: its characters, or the name of a model whose tokenizer does it."""
+    length: int = 65
+    """Tokens of a row: one more than are predicted."""
+    held_out: float = 0.1
+    """The last share of the data, which is not trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """How the devices are used: rows over `data` (-1: all that are left), heads and widths over `model`."""
+
+    data: int = -1
+    model: int = 1
+    rules: Literal["replicated", "tensor", "fsdp"] = "fsdp"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lm:
+    """Everything about training one causal language model on next tokens."""
+
+    base: str = ""
+    """A model to go on from; empty: a new one of `shape`."""
+    shape: Shape = Shape()
+    data: Data = Data()
+    plan: Plan = Plan(steps=300, learning_rate=3e-3, warmup=20, beta2=0.99)
+    batch: int = 16
+    """Rows of one step, over all devices."""
+    lora: int = 0
+    """Rank of adapters on all matrices of the layers; 0: all weights learn."""
+    remat: bool = False
+    """Compute each layer again in the backward pass: less memory, a third more work."""
+    devices: Devices = Devices()
+    seed: int = 0
+    run: Run = Run(out=Path("out/lm"))
+
+
+def tiny() -> Lm:
+    """A synthetic language whose best loss is known; a minute on a laptop, no files needed."""
+    return Lm(run=Run(out=Path("out/lm-tiny"), evaluate_every=100, save_every=100))
+
+
+def shakespeare() -> Lm:
+    """Characters of --data.files, sized as nanoGPT's recipe for laptops: 4 layers of 128, 2000 steps of 12 x 64."""
+    plan = Plan(steps=2000, learning_rate=1e-3, warmup=100, floor=0.1, weight_decay=0.1, beta2=0.99)
+    run = Run(out=Path("out/lm-shakespeare"), evaluate_every=500, save_every=500)
+    return dataclasses.replace(tiny(), data=Data(kind="text"), plan=plan, batch=12, run=run)
+
+
+def shakespeare_gpu() -> Lm:
+    """The same at nanoGPT's size for a GPU: 6 layers of 384, 5000 steps of 64 x 256."""
+    shape = Shape(layers=6, width=384, heads=6, kv_heads=6, head_dim=64, mlp=1024)
+    plan = dataclasses.replace(shakespeare().plan, steps=5000, compute="bfloat16")
+    data = Data(kind="text", length=257)
+    run = Run(out=Path("out/lm-shakespeare-gpu"))
+    return dataclasses.replace(shakespeare(), shape=shape, data=data, plan=plan, batch=64, run=run)
+
+
+def smollm2() -> Lm:
+    """Fine-tune SmolLM2-135M-Instruct on the conversations of --data.files, with adapters of rank 16."""
+    data = Data(kind="chats", tokens="smollm2-135m", length=512)
+    plan = Plan(steps=200, learning_rate=5e-4, warmup=20, weight_decay=0.0)
+    run = Run(out=Path("out/lm-smollm2"), evaluate_every=100, save_every=100)
+    return dataclasses.replace(tiny(), base="smollm2-135m", data=data, plan=plan, batch=8, lora=16, run=run)
+
+
+def llama3_8b() -> Lm:
+    """A new model of Llama 3 8B's shape on text, in bfloat16 with float32 masters, for a pod of 256 chips."""
+    shape = Shape(
+        layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, mlp=14_336, tied=False, theta=500_000.0
+    )  # fmt: skip
+    plan = Plan(steps=100_000, learning_rate=3e-4, warmup=2000, compute="bfloat16")
+    data = Data(kind="text", tokens="meta-llama/Meta-Llama-3-8B", length=4097)
+    run = Run(out=Path("out/lm-llama3-8b"), save_every=1000, evaluate_every=1000)
+    devices = Devices(data=64, model=4)
+    return dataclasses.replace(
+        tiny(), shape=shape, data=data, plan=plan, batch=256, remat=True, devices=devices, run=run
+    )  # fmt: skip
+
+
+PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in (tiny, shakespeare, shakespeare_gpu, smollm2, llama3_8b)}

@@ -1,0 +1,109 @@
+"""Presets of train/medusa.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from paradec.learn.loop import Run
+from paradec.learn.step import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What the base model is asked, so that its own answers can be recorded."""
+
+    instructions: int = 700
+    """Built-in instructions."""
+    prompts: tuple[Path, ...] = ()
+    """JSONL files with a prompt, a question or turns in each line."""
+    prompts_each: int = 500
+    """Lines read from each of them, at most."""
+    new_tokens: int = 128
+    batch: int = 32
+    length: int = 256
+    """Tokens of one text, prompt included, from which hidden states are computed."""
+    held_out: int = 20
+    """Every so manieth text measures the heads and is not trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The heads and the tree that is grown from their accuracy."""
+
+    count: int = 4
+    layers: int = 1
+    """Residual blocks of a head."""
+    short_list: int = 6144
+    """Tokens that drafting may choose from, the most frequent ones; 0: the whole vocabulary."""
+    decay: float = 0.8
+    """Head k's loss counts decay**k."""
+    nodes: int = 63
+    """Nodes of the tree; a decode may use fewer (num_draft)."""
+    ranks: int = 10
+    """Guesses of one head that the tree may use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """Medusa-2: a second stage in which the base learns too, by adapters and its final norm. Off with 0 steps."""
+
+    steps: int = 0
+    learning_rate: float = 5e-4
+    """Of the adapters; the heads learn four times as fast."""
+    rank: int = 32
+    alpha: float = 16.0
+    weight: float = 0.2
+    """Of the heads' loss beside the base's."""
+    rise: Literal["constant", "sine", "linear"] = "constant"
+    """How the heads' loss gets its weight: at once, as after a first stage, or over the run (one stage alone)."""
+    distil: bool = True
+    """The base learns the law it had without adapters (self-distillation), not the text's tokens."""
+    rows: int = 4
+    """Rows of `length` tokens in a step."""
+    length: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Medusa:
+    """Everything about one set of heads."""
+
+    model: str = "smollm2-135m"
+    text: Text = Text()
+    heads: Heads = Heads()
+    joint: Joint = Joint()
+    plan: Plan = Plan(steps=4000, learning_rate=2e-3, warmup=40, floor=0.0, weight_decay=0.0)
+    batch: int = 8
+    """Texts of one step."""
+    dtype: str = "float32"
+    """Of the base model."""
+    seed: int = 0
+    run: Run = Run(out=Path("out/medusa"))
+
+
+def smollm2() -> Medusa:
+    """The heads that paradec ships: SmolLM2-135M-Instruct on its own answers; about two hours on two CPU cores."""
+    return Medusa()
+
+
+def quick() -> Medusa:
+    """The same in a few minutes, to see that everything works."""
+    few = Text(instructions=64, new_tokens=48, length=128)
+    plan = dataclasses.replace(smollm2().plan, steps=100)
+    return dataclasses.replace(smollm2(), text=few, plan=plan, run=Run(out=Path("out/medusa-quick")))
+
+
+def two_stage() -> Medusa:
+    """Medusa-2 after Medusa-1: heads first, then heads and adapters under self-distillation."""
+    return dataclasses.replace(smollm2(), joint=Joint(steps=300), run=Run(out=Path("out/medusa-two-stage")))
+
+
+def one_stage() -> Medusa:
+    """Medusa-2 from new heads, whose loss rises along a quarter of a sine."""
+    joint = Joint(steps=300, rise="sine")
+    plan = dataclasses.replace(smollm2().plan, steps=0, warmup=0)
+    return dataclasses.replace(smollm2(), joint=joint, plan=plan, run=Run(out=Path("out/medusa-one-stage")))
+
+
+PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in (smollm2, quick, two_stage, one_stage)}

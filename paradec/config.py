@@ -1,0 +1,44 @@
+"""Configurations: frozen dataclasses, as JSON, from the command line, and compared with each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+MISSING = "(not there)"
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON would give it back: tuples as lists, paths as strings."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"A configuration holds numbers, strings, tuples and dataclasses, not {value!r}.")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for every field in which two configurations differ: `plan.steps: 100 → 200`."""
+    lines = []
+    for name in sorted({*old, *new}):
+        a, b, where = old.get(name, MISSING), new.get(name, MISSING), f"{prefix}{name}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{where}.")
+        elif a != b:
+            lines.append(f"{where}: {a} → {b}")
+    return lines
+
+
+def from_command_line(presets: Mapping[str, tuple[str, Config]], argv: Sequence[str] | None = None) -> Config:
+    """The preset that the first word names, with `--field value` changes. A misspelt field names the nearest one."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return tyro.extras.overridable_config_cli(dict(presets), args=words, config=(tyro.conf.FlagCreatePairsOff,))

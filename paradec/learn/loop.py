@@ -1,0 +1,267 @@
+"""The training loop: batches in, steps, metrics, checkpoints out. It knows no objective, no model and no data.
+
+A run that was killed is started again by the same command: it goes on from its last whole checkpoint, and on one device
+reaches the same bits as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jaxtyping import PyTree
+
+from paradec import config as configs
+from paradec import mesh, params
+from paradec.errors import Diverged, InputError, check_fields
+from paradec.io.checkpoint import Checkpoints
+from paradec.learn import step as steps
+from paradec.learn.report import Clock, Report, Work
+from paradec.learn.step import Loss, Objective, Plan, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run keeps what it makes, and how often it looks up."""
+
+    out: Path = Path("out/run")
+    """Folder of the checkpoints and of metrics.jsonl. A run that is already there goes on."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    evaluate_every: int = 500
+    """Steps between two evaluations; 0: at the end alone."""
+    keep_last: int = 2
+    keep_best: int = 1
+    """Checkpoints kept for their evaluation loss."""
+    changed: bool = False
+    """Go on although the configuration differs from the checkpoint's."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        least = {"save_every": 1, "evaluate_every": 0, "keep_last": 1, "keep_best": 0}
+        check_fields(self, {name: (getattr(self, name) >= n, f"at least {n}") for name, n in least.items()})
+
+
+class Data(Protocol):
+    """What yields batches: every `iter` starts anew, with a position that can be read and set (a grain dataset)."""
+
+    def __iter__(self) -> Any: ...
+
+
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+
+
+def fit(
+    run: Run,
+    plan: Plan,
+    objective: Objective,
+    trainable: PyTree,
+    frozen: PyTree,
+    data: Data,
+    *,
+    key: jax.Array,
+    config: Mapping[str, Any],
+    evaluate: Evaluate | None = None,
+    work: Work = Work(),
+) -> TrainState:
+    """Train until `plan.steps`, from the newest whole checkpoint in `run.out` or from the beginning.
+
+    `data` yields this process' rows of each batch as numpy arrays; inside `mesh.use` they are put together over all
+    processes. `config` is the whole configuration as JSON; a checkpoint made with another is refused, with the
+    differences, unless `run.changed`. `evaluate` returns numbers, `loss` among them. SIGTERM (and a preemption notice,
+    under `jax.distributed`) saves and stops. Raises `Diverged` after a last checkpoint when loss or gradient is not
+    finite.
+    """
+    trainable, frozen, key = (_on_mesh(tree) for tree in (trainable, frozen, key))
+    abstract = abstract_state(plan, trainable, key)
+    make = jax.jit(partial(steps.init, plan), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+    batches = iter(data)
+    with Checkpoints(run.out / "checkpoints", run.keep_last, run.keep_best) as kept, _terminated() as asked:
+        found = kept.restore(abstract, partial(_same_config, run, config))
+        if found is None:
+            state, first = make(trainable, key), 0
+        else:
+            state, first = found.state, found.step
+            _go_on(batches, found.position)
+        with Report(run.out / "metrics.jsonl", first, plan.steps, work) as report:
+            turn = _Turn(run, plan, objective, frozen, batches, dict(config), evaluate, kept, report, asked)
+            return turn.all(state, first)
+
+
+@dataclasses.dataclass
+class _Turn:
+    """What every turn of the loop needs."""
+
+    run: Run
+    plan: Plan
+    objective: Objective
+    frozen: PyTree
+    batches: Any
+    config: dict[str, Any]
+    evaluate: Evaluate | None
+    kept: Checkpoints
+    report: Report
+    asked: threading.Event
+
+    def all(self, state: TrainState, first: int) -> TrainState:
+        """Every step that is left. Metrics are fetched one step late, so that the device never waits for the host."""
+        late, saved = None, first
+        for n in range(first + 1, self.plan.steps + 1):
+            clock = Clock()
+            with clock("input"):
+                batch = whole(_next(self.batches, n))
+            with clock("dispatch"):
+                state, metrics = steps.step(self.plan, self.objective, state, self.frozen, batch)
+            self.tell(late, state, n)
+            late = (n, metrics, clock)
+            looked = n == self.plan.steps or (self.run.evaluate_every and n % self.run.evaluate_every == 0)
+            stop = self.stopping(n)
+            if looked or stop or n % self.run.save_every == 0:
+                self.tell(late, state, n)  # what the checkpoint holds must be in the log before it
+                late = None
+                self.save(n, state, self.look(n, state) if looked and self.evaluate else None)
+                saved = n
+            if stop:
+                self.report.say(f"Asked to stop: step {n} is saved. Start the same command again to go on.")
+                break
+        if saved == first == 0 and self.plan.steps == 0:
+            self.save(0, state, None)
+        self.kept.wait()
+        return state
+
+    def tell(self, late: tuple | None, state: TrainState, now: int) -> None:
+        """Report the step before, once its numbers are there."""
+        if late is None:
+            return
+        n, metrics, clock = late
+        with clock("wait"):
+            values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        self.report.step(n, values, clock)
+        if not values["finite"]:
+            self.save(now, state, None)
+            self.kept.wait()
+            raise Diverged(
+                f"Loss or gradient of step {n} is not finite. The weights from before it are saved as step {now} in "
+                f"{self.run.out}; lower the learning rate, or start again to go on past this batch."
+            )
+
+    def look(self, n: int, state: TrainState) -> float:
+        """The loss of an evaluation, which is written down."""
+        values = {name: float(x) for name, x in self.evaluate(state).items()}
+        self.report.evaluated(n, values)
+        return values["loss"]
+
+    def save(self, n: int, state: TrainState, loss: float | None) -> None:
+        self.kept.save(n, state, self.batches.get_state(), self.config, loss)
+
+    def stopping(self, n: int) -> bool:
+        """Whether this machine, or any of the job's, has been told to go."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(n)
+        return self.asked.is_set()
+
+
+def whole(batch: PyTree) -> PyTree:
+    """This process' rows as part of the global batch, laid out as the enclosing `mesh.use` says."""
+    place = mesh.current()
+    if place is None:
+        return jax.device_put(batch)
+    rows = mesh.batch_sharding(place.mesh, place.rules)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
+
+
+def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterable[PyTree]) -> Evaluate:
+    """An evaluation hook: the objective's loss and sums over `batches`, with the averaged weights where there are."""
+    key = jax.random.key(0)
+
+    @jax.jit
+    def score(weights: PyTree, frozen: PyTree, batch: PyTree) -> Loss:
+        return objective(params.cast(weights, plan.compute), frozen, batch, key)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        weights = state.trainable if state.average is None else state.average
+        total = jax.device_get([score(weights, frozen, whole(batch)) for batch in batches])
+        if not total:
+            raise InputError("There is nothing to evaluate on: the held-out data has not one whole batch.")
+        weight = max(sum(float(loss.weight) for loss in total), 1e-9)
+        sums = {name: sum(float(loss.sums[name]) for loss in total) / weight for name in total[0].sums}
+        return {"loss": sum(float(loss.total) for loss in total) / weight} | sums
+
+    return evaluate
+
+
+def _next(batches: Iterator[PyTree], n: int) -> PyTree:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise InputError(f"The data ended before step {n}: repeat it, or ask for fewer steps.") from None
+
+
+def _go_on(batches: Any, position: Any) -> None:
+    try:
+        batches.set_state(position)
+    except Exception as error:  # grain raises many kinds
+        raise InputError(f"The data cannot go on where the checkpoint left it ({error}); it has changed.") from error
+
+
+def _same_config(run: Run, mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    changes = configs.differences(saved, mine)
+    if changes and not run.changed:
+        raise InputError(
+            f"The run in {run.out} was made with another configuration:\n"
+            + "\n".join(f"  {line}" for line in changes)
+            + "\nGive it another folder (--run.out), or pass --run.changed to go on with the new one."
+        )
+
+
+def abstract_state(plan: Plan, trainable: PyTree, key: Any) -> TrainState:
+    """The first state without its numbers, laid out; `trainable` and `key` may be without them too.
+
+    Moments and averages lie like the weight whose name ends theirs; everything else is on every device.
+    """
+    abstract = jax.eval_shape(partial(steps.init, plan), trainable, key)
+    place, everywhere = mesh.current(), _everywhere()
+    like = {params.name(path): leaf for path, leaf in jax.tree.leaves_with_path(trainable)}
+
+    def lie(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        parts = params.name(path).split("/")
+        names = ("/".join(parts[i:]) for i in range(len(parts)))
+        found = next((like[name] for name in names if name in like and like[name].shape == leaf.shape), None)
+        there = everywhere if found is None or place is None else found.sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
+
+    return jax.tree.map_with_path(lie, abstract)
+
+
+def _everywhere() -> jax.sharding.Sharding:
+    place = mesh.current()
+    return SingleDeviceSharding(jax.devices()[0]) if place is None else NamedSharding(place.mesh, PartitionSpec())
+
+
+def _on_mesh(tree: PyTree) -> PyTree:
+    """The tree, with whatever is not laid out on the mesh yet put on all of it."""
+    laid = lambda x: isinstance(getattr(x, "sharding", None), NamedSharding)
+    return jax.tree.map(lambda x: x if laid(x) else jax.device_put(x, _everywhere()), tree)
+
+
+class _terminated:
+    """Turns SIGTERM into an event while it is open, so that a run can save before it goes."""
+
+    def __enter__(self) -> threading.Event:
+        event, self._before = threading.Event(), None
+        if threading.current_thread() is threading.main_thread() and not jax.distributed.is_initialized():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+        return event
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

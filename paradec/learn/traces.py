@@ -1,0 +1,212 @@
+"""What a model does when it decodes, recorded as training data: its own text, and in which call it settled each token.
+
+A recording is a folder: `recording.json` says what was asked of which model, and every shard of prompts is one JSONL
+file, written whole or not at all. So a recording that was killed goes on at its first missing shard, and several
+processes share one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from paradec import config as configs
+from paradec.errors import InputError, ResourceError
+from paradec.io.medusa import fingerprint
+from paradec.learn.objectives.medusa import HeadBatch
+from paradec.lm import LanguageModel, Request, precision
+
+Record = dict[str, Any]
+
+
+def record(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    shard: int = 64,
+    told: Callable[[int, int], None] = lambda done, all: None,
+    method_args: dict[str, Any] | None = None,
+    **request: Any,
+) -> Path:
+    """Decode `prompts` and keep, for each, its token ids, the new ones, and the call that settled each of those.
+
+    Keyword arguments are those of `lm.Request`; `told(shards done, shards)` is called after every shard. Process p of
+    n writes every nth shard. Returns `folder`. Raises `InputError` where the folder holds another recording.
+    """
+    ask = Request(**request)
+    _claim(folder, lm, prompts, shard, ask, method_args)
+    shards = -(-len(prompts) // shard)
+    decoder = lm.decoder(ask, method_args)
+    for number in range(jax.process_index(), shards, jax.process_count()):
+        path = folder / f"{number:05}.jsonl"
+        if not path.exists():
+            rows = range(number * shard, min((number + 1) * shard, len(prompts)))
+            encoded = {row: lm.encode(prompts[row], raw=ask.raw) for row in rows}
+            alike = sorted(rows, key=lambda row: len(encoded[row]))  # batches of like length waste least
+            lines = {}
+            for first in range(0, len(alike), ask.batch_size):
+                some = alike[first : first + ask.batch_size]
+                for row, result in zip(some, lm.decode(decoder, [encoded[r] for r in some], ask, some), strict=True):
+                    new = {"new": list(result.token_ids), "settled": list(result.settled)}
+                    lines[row] = {"row": row, "prompt": encoded[row]} | new
+            _write(path, "".join(json.dumps(lines[row]) + "\n" for row in rows))
+        told(number + 1, shards)
+    return folder
+
+
+def read(folder: Path) -> Iterator[Record]:
+    """The records of a folder in the order of their prompts. Raises `InputError` for a damaged line, by its number."""
+    for path in sorted(folder.glob("[0-9]*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                yield {name: json.loads(line)[name] for name in ("row", "prompt", "new", "settled")}
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"Line {number} of {path} is damaged ({error}); delete it and record again.") from None
+
+
+def hidden_states(
+    lm: LanguageModel, folder: Path, *, length: int = 256, ahead: int = 4, batch: int = 16
+) -> HiddenRows:
+    """The hidden states (after the final norm, bfloat16) of all records of a folder, computed once and kept there.
+
+    Texts longer than `length` keep their end. A row of the result is what the model wrote itself, to be learned from,
+    and the `ahead` + 1 tokens before it, from which heads can guess its beginning.
+    """
+    run = jax.jit(lambda weights, token: lm.model.forward(weights, token).hidden.astype(jnp.bfloat16))
+    kept = json.loads((folder / "recording.json").read_text())["request"]["max_new_tokens"] + ahead + 1
+    for path in sorted(folder.glob("[0-9]*.jsonl")):
+        out = path.with_suffix(f".{length}.{ahead}.safetensors")
+        if out.exists():
+            continue
+        texts = [_text(json.loads(line), length) for line in path.read_text(encoding="utf-8").splitlines()]
+        token = np.zeros((len(texts) + -len(texts) % batch, length), np.int32)
+        for row, (ids, _) in enumerate(texts):
+            token[row, : len(ids)] = ids
+        with precision(lm.params):
+            parts = [run(lm.params, jnp.asarray(token[i : i + batch])) for i in range(0, len(token), batch)]
+        hidden = np.concatenate(parts)
+        columns = {name: np.zeros((len(texts), kept, *extra), kind) for name, kind, extra in (
+            ("hidden", hidden.dtype, (hidden.shape[-1],)), ("token", np.int32, ()), ("learn", np.bool_, ()),
+        )}  # fmt: skip
+        for row, (ids, mine) in enumerate(texts):
+            first = max(mine - ahead - 1, 0)
+            size = min(len(ids) - first, kept)
+            columns["hidden"][row, :size] = hidden[row, first : first + size]
+            columns["token"][row, :size] = ids[first : first + size]
+            columns["learn"][row, mine - first : size] = True
+        half = out.with_suffix(".partial")
+        save_file(columns, half)
+        half.replace(out)
+    return HiddenRows(sorted(folder.glob(f"[0-9]*.{length}.{ahead}.safetensors")))
+
+
+class Texts:
+    """Recorded texts of at most `length` tokens, in which the model's own part is learned: a source, to be packed."""
+
+    def __init__(self, texts: Sequence[tuple[list[int], int]]):
+        self.texts = texts
+
+    @classmethod
+    def read(cls, folder: Path, length: int) -> Texts:
+        """The texts of a recording, in its order; longer ones keep their end."""
+        return cls([_text(record, length) for record in read(folder)])
+
+    def split(self, every: int) -> tuple[Texts, Texts]:
+        """As `HiddenRows.split` does."""
+        train = [text for n, text in enumerate(self.texts) if n % every != every - 1]
+        return Texts(train), Texts(self.texts[every - 1 :: every])
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        ids, mine = self.texts[index]
+        return {"token": np.asarray(ids, np.int32), "learn": np.arange(len(ids)) >= mine}
+
+
+class HiddenRows:
+    """Recorded hidden states, token ids and targets by row number: a source for `chain.batches`."""
+
+    def __init__(self, paths: Sequence[Path], rows: Sequence[int] | None = None):
+        if not paths:
+            raise InputError("There are no recorded hidden states; record text first.")
+        self.files = [safe_open(path, framework="numpy") for path in paths]
+        sizes = [file.get_slice("token").get_shape()[0] for file in self.files]
+        places = [(f, r) for f, size in enumerate(sizes) for r in range(size)]
+        self.places = places if rows is None else [places[row] for row in rows]
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        file, row = self.places[index]
+        return {name: self.files[file].get_slice(name)[row] for name in ("hidden", "token", "learn")}
+
+    def split(self, every: int) -> tuple[HiddenRows, HiddenRows]:
+        """All rows but every `every`th, and those: to train on and to measure with."""
+        numbers = range(len(self))
+        held = [n for n in numbers if n % every == every - 1]
+        return HiddenRows(self.paths, [n for n in numbers if n % every != every - 1]), HiddenRows(self.paths, held)
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each token is a target: int64 "V"."""
+        total = np.zeros(vocab_size, np.int64)
+        for index in range(len(self)):
+            row = self[index]
+            total += np.bincount(row["token"][row["learn"]], minlength=vocab_size)
+        return total
+
+
+def head_batch(rows: dict[str, np.ndarray]) -> HeadBatch:
+    """Stacked rows as the heads' objective reads them."""
+    return HeadBatch(hidden=rows["hidden"], token=rows["token"].astype(np.int32), learn=rows["learn"].astype(bool))
+
+
+def _text(record: Record, length: int) -> tuple[list[int], int]:
+    """The last `length` tokens of a record, and where in them the model's own begin."""
+    ids = [*record["prompt"], *record["new"]]
+    cut = max(len(ids) - length, 0)
+    return ids[cut:], max(len(record["prompt"]) - cut, 0)
+
+
+def _claim(folder: Path, lm: LanguageModel, prompts: Sequence[str], shard: int, ask: Request, options: Any) -> None:
+    """Say in the folder what is recorded there, or find that it is the same."""
+    if not prompts:
+        raise InputError("There are no prompts to record; give at least one.")
+    text = json.dumps(list(prompts)).encode()
+    mine = {
+        "model": lm.name, "model_digest": fingerprint(lm.params), "prompts": hashlib.sha256(text).hexdigest()[:16],
+        "shard": shard, "request": configs.as_json(ask), "method_args": options or {},
+    }  # fmt: skip
+    path = folder / "recording.json"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"Cannot record in {folder}: {error}.") from error
+        _write(path, json.dumps(mine, indent=1) + "\n")
+    elif changes := configs.differences(json.loads(path.read_text(encoding="utf-8")), mine):
+        raise InputError(
+            f"{folder} holds another recording:\n" + "\n".join(f"  {c}" for c in changes) + "\nChoose another folder."
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    half = path.with_name(f"{path.name}.{jax.process_index()}.partial")
+    try:
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise ResourceError(f"Cannot write {path}: {error}. Is the disk full?") from error

@@ -1,0 +1,143 @@
+"""A run that is killed and started again ends with the bits of one that was not. The file is also the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from paradec import mesh, params
+from paradec.data import chain
+from paradec.data.synthetic import Markov
+from paradec.io.checkpoint import digest
+from paradec.learn import loop
+from paradec.learn.loop import Run
+from paradec.learn.objectives.next_token import NextToken
+from paradec.learn.step import Plan
+from paradec.testing import tiny_transformer
+
+STEPS, KILLS = 160, 20
+
+
+class Ragged(Markov):
+    """Rows of different lengths, so that packing has a state of its own."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return {name: x[: 4 + index % 9] for name, x in row.items()}
+
+
+def train(out: Path, steps: int, grid=None, save_every: int = 3, packed: bool = True):
+    """A short run of a tiny transformer."""
+    model, weights = tiny_transformer(vocab_size=16)
+    rows = Ragged(16, 13, 64) if packed else Markov(16, 13, 64)
+    data = chain.batches(rows, 8, pack=13 if packed else 0, threads=2)
+    plan = Plan(steps=steps, warmup=2, learning_rate=3e-3, average=0.9)
+    objective = NextToken(model)
+    ask = dict(key=jax.random.key(1), config={"steps": steps})
+    if grid is not None:
+        weights = params.init(model.specs(), jax.random.key(0), params.shardings(model.specs(), grid, mesh.FSDP))
+    trainable, frozen = params.partition(weights, lambda name: True)
+    held = chain.HeldOut(Markov(16, 13, 8, seed=1), 8)
+    evaluate = loop.evaluator(plan, objective, frozen, held)
+    run = Run(out=out, save_every=save_every, evaluate_every=20)
+    return loop.fit(run, plan, objective, trainable, frozen, data, evaluate=evaluate, **ask)
+
+
+def metrics(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines]
+
+
+def main(out: str, steps: str, port: str = "", rank: str = "") -> None:
+    """Train and write the digests of the final state."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if not port:
+        state = train(Path(out), int(steps))
+        found = [np.asarray(digest(x)).tolist() for x in jax.tree.leaves(state)]
+        (Path(out) / "final.json").write_text(json.dumps(found))
+        return
+    mesh.start(f"127.0.0.1:{port}", 2, int(rank))
+    grid = mesh.make_mesh(2, 2)
+    with mesh.use(grid, mesh.FSDP):
+        train(Path(out), int(steps), grid, save_every=5, packed=False)
+
+
+def start(out: Path, *words: str, devices: int = 1) -> subprocess.Popen:
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    return subprocess.Popen([sys.executable, __file__, str(out), *words], env=env, stdout=-1, stderr=-1, text=True)
+
+
+def count(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_bit(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = start(straight, str(STEPS))
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    wanted, kills, saving, rng = metrics(straight), 0, 0, random.Random(0)
+    while kills < KILLS:
+        process = start(killed, str(STEPS))
+        log, begin = killed / "metrics.jsonl", time.monotonic()
+        goal = rng.randrange(1, 9)
+        seen = count(log)  # cut back when it goes on
+        while process.poll() is None and time.monotonic() - begin < 120:
+            now = count(log)
+            seen = min(seen, now)
+            if now - seen >= goal:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, (kills, process.communicate())
+        time.sleep(rng.random() * 0.1)
+        saving += any((killed / "checkpoints").glob("*tmp*"))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    process = start(killed, str(STEPS))
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert saving, "no kill fell into a save"
+    assert metrics(killed) == wanted
+    assert (killed / "final.json").read_text() == (straight / "final.json").read_text()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.mixed_dtypes
+def test_two_processes_train_what_one_does(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    both = [start(tmp_path / "two", "20", port, rank, devices=2) for rank in "01"]
+    try:
+        said = [process.communicate(timeout=300) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    grid = mesh.make_mesh(1, 1)
+    with mesh.use(grid, mesh.FSDP):
+        train(tmp_path / "one", 20, grid, packed=False)
+    two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    assert [line["step"] for line in two] == [line["step"] for line in one] and len(one) == 21
+    for a, b in zip(two, one, strict=True):
+        for name in ("loss", "gradient_norm", "accuracy"):
+            x, y = (line.get("evaluation", line).get(name, 0.0) for line in (a, b))
+            np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

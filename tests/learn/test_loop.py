@@ -1,0 +1,219 @@
+"""The loop: what it writes, where it goes on, when it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradec import mesh, params
+from paradec.data import chain
+from paradec.data.synthetic import Markov
+from paradec.errors import Diverged, InputError
+from paradec.learn import loop
+from paradec.learn.loop import Run
+from paradec.learn.objectives.next_token import NextToken
+from paradec.learn.report import Work, keep_until
+from paradec.learn.step import Loss, Plan
+from paradec.testing import tiny_transformer
+
+pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step
+
+PLAN = Plan(steps=12, warmup=2, learning_rate=3e-3)
+CHAIN = Markov(vocab_size=16, length=13, rows=64)
+
+
+def model():
+    return tiny_transformer(vocab_size=16)
+
+
+def fit(out, plan=PLAN, data=None, objective=None, config=None, **run):
+    structure, weights = model()
+    trainable, frozen = params.partition(weights, lambda name: True)
+    objective = objective or NextToken(structure)
+    held = chain.HeldOut(Markov(16, 13, 8, seed=0), 8)
+    return loop.fit(
+        Run(out=out, **({"save_every": 4, "evaluate_every": 6} | run)), plan, objective, trainable, frozen,
+        data or chain.batches(CHAIN, 8, threads=2), key=jax.random.key(1), config=config or {"plan": {"steps": 12}},
+        evaluate=loop.evaluator(plan, objective, frozen, held), work=Work(tokens=96, flops=1e6),
+    )  # fmt: skip
+
+
+def lines(out):
+    """The metrics without the clock."""
+    read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time"} for line in read]
+
+
+def same(a, b):
+    plain = lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+    return all(np.array_equal(plain(x), plain(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+class Interrupted:
+    """Data that asks the process to go after so many batches, as a scheduler would."""
+
+    def __init__(self, data, after):
+        self.data, self.after = data, after
+
+    def __iter__(self):
+        self.inner, self.count = iter(self.data), 0
+        return self
+
+    def __next__(self):
+        self.count += 1
+        if self.count == self.after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next(self.inner)
+
+    def get_state(self):
+        return self.inner.get_state()
+
+    def set_state(self, state):
+        self.inner.set_state(state)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        out = tmp_path_factory.mktemp("straight")
+        return fit(out), lines(out)
+
+
+def test_it_learns_and_writes_a_line_a_step(straight):
+    _, seen = straight
+    steps = [line for line in seen if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert [line["step"] for line in seen if "evaluation" in line] == [6, 12]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.05
+    assert all({"loss", "accuracy", "weight", "gradient_norm", "learning_rate"} <= set(line) for line in steps)
+
+
+def test_the_clock_is_in_every_line(tmp_path):
+    fit(tmp_path, dataclasses.replace(PLAN, steps=3))
+    timed = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    times = [line["time"] for line in timed if "time" in line]
+    assert len(times) == 3
+    for spent in times:
+        assert {"turn", "input", "dispatch", "wait", "tokens_per_second"} <= set(spent)
+        assert "utilisation" not in spent  # a CPU's peak is not known
+        assert spent["turn"] > 0 and spent["input"] + spent["dispatch"] <= spent["turn"] + spent["wait"] + 10
+
+
+@pytest.mark.parametrize("after", [1, 5, 8])
+def test_a_run_that_is_told_to_go_saves_and_goes_on(tmp_path, straight, after):
+    data = chain.batches(CHAIN, 8, threads=2)
+    stopped = fit(tmp_path, data=Interrupted(data, after))
+    assert int(stopped.step) == after
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    final = fit(tmp_path)
+    assert same(final, straight[0]) and lines(tmp_path) == straight[1]
+
+
+def test_the_data_position_matters(tmp_path, straight, monkeypatch):
+    """The mutant of the law above: without its position the data starts anew, and the end is another."""
+    fit(tmp_path, data=Interrupted(chain.batches(CHAIN, 8, threads=2), 5))
+    monkeypatch.setattr(loop, "_go_on", lambda batches, position: None)
+    assert not same(fit(tmp_path).trainable, straight[0].trainable)
+
+
+def test_a_finished_run_stays_finished(tmp_path):
+    first, written = fit(tmp_path), lines(tmp_path)
+    again = fit(tmp_path)
+    assert same(first, again) and lines(tmp_path) == written
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    fit(tmp_path, config={"plan": {"steps": 12, "clip": 1.0}, "seed": 0})
+    other = {"plan": {"steps": 12, "clip": 0.5}, "seed": 0}
+    with pytest.raises(InputError, match=r"plan\.clip: 1\.0 → 0\.5"):
+        fit(tmp_path, config=other)
+    assert int(fit(tmp_path, config=other, changed=True).step) == 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Explodes:
+    """Next-token prediction whose loss is no number when the batch begins with `token`."""
+
+    inner: NextToken
+    token: int
+
+    def __call__(self, trainable, frozen, batch, key):
+        loss = self.inner(trainable, frozen, batch, key)
+        bad = jnp.where(jnp.any(batch.token[:, 0] == self.token), jnp.nan, 0.0)
+        return Loss(loss.total + bad, loss.weight, loss.sums)
+
+
+def test_a_loss_that_is_no_number_stops_after_a_last_checkpoint(tmp_path):
+    structure, _ = model()
+    batches = iter(chain.batches(CHAIN, 8, threads=2))
+    first = [set(next(batches).token[:, 0].tolist()) for _ in range(12)]
+    token, number = next((t, n) for n in range(2, 9) for t in first[n] if not any(t in f for f in first[:n]))
+    with pytest.raises(Diverged, match=f"step {number + 1} is not finite"):
+        fit(tmp_path, objective=Explodes(NextToken(structure), token))
+    losses = [line["loss"] for line in lines(tmp_path) if "loss" in line]
+    assert np.isnan(losses[-1]) and np.isfinite(losses[:-1]).all() and len(losses) == number + 1
+    final = fit(tmp_path, objective=NextToken(structure))  # goes on behind the batch that broke it
+    assert int(final.step) == 12 and all(np.isfinite(x).all() for x in jax.tree.leaves(final.trainable))
+
+
+def test_data_that_ends(tmp_path):
+    three = [next(b) for b in [iter(chain.batches(CHAIN, 8, threads=0))] for _ in range(3)]
+
+    class Short:
+        def __iter__(self):
+            self.left = iter(three)
+            return self
+
+        def __next__(self):
+            return next(self.left)
+
+        def get_state(self):
+            return 0
+
+    with pytest.raises(InputError, match="ended before step 4"):
+        fit(tmp_path, data=Short())
+
+
+def test_lines_after_the_checkpoint_and_torn_ones_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "loss": 1}\n{"step": 4, "lo')
+    keep_until(path, 2)
+    assert path.read_text() == '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n'
+
+
+@pytest.mark.parametrize("rules", [mesh.TENSOR, mesh.FSDP], ids=["tensor", "fsdp"])
+def test_eight_devices_equal_one(tmp_path, straight, rules):
+    """Also: what eight devices saved, one goes on with."""
+    structure, _ = model()
+    grid = mesh.make_mesh(4, 2)
+
+    def spread(out, **rest):
+        weights = jax.device_put(model()[1], params.shardings(structure.specs(), grid, rules))
+        with mesh.use(grid, rules):
+            return loop.fit(
+                Run(out=out, save_every=4, evaluate_every=6), PLAN, NextToken(structure), weights,
+                params.partition(weights, lambda n: True)[1], chain.batches(CHAIN, 8, threads=2),
+                key=jax.random.key(1), config={"plan": {"steps": 12}}, **rest,
+            )  # fmt: skip
+
+    state = spread(tmp_path / "eight")
+    for x, y in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(straight[0].trainable), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+    moments = [x for x in jax.tree.leaves(state.optimiser) if x.ndim > 2]
+    assert moments and all(not x.sharding.is_fully_replicated for x in moments)
+    losses = [line["loss"] for line in lines(tmp_path / "eight") if "loss" in line]
+    np.testing.assert_allclose(losses, [line["loss"] for line in straight[1] if "loss" in line], atol=1e-5)
+    assert same(jax.device_get(fit(tmp_path / "eight").trainable), jax.device_get(state.trainable))
+
+
+@pytest.mark.parametrize(("field", "value"), [("save_every", 0), ("keep_last", 0), ("evaluate_every", -1)])
+def test_a_run_that_cannot_be(field, value):
+    with pytest.raises(InputError, match=field):
+        Run(**{field: value})

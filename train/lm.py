@@ -1,0 +1,159 @@
+"""Train or fine-tune a causal language model on next tokens.
+
+    python train/lm.py tiny
+    python train/lm.py shakespeare --data.files input.txt
+    python train/lm.py smollm2 --data.files chats.jsonl --plan.steps 500
+
+The same command goes on where a killed run stopped. On several hosts, start it once on each: docs/pods.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies beside train/
+
+from configs.lm import PRESETS, Data, Lm
+from paradec import config as configs
+from paradec import load, mesh, params
+from paradec.cli import ERR, guarded
+from paradec.data import chain, chats, text
+from paradec.data.synthetic import Markov
+from paradec.errors import InputError
+from paradec.io.hf import save_hf
+from paradec.learn import flops, loop
+from paradec.learn.objectives.next_token import NextToken
+from paradec.learn.report import Work
+from paradec.learn.step import TrainState, accumulate
+from paradec.loading import load_tokenizer
+from paradec.models import lora
+from paradec.models.transformer import Transformer
+from paradec.ops.rope import Rope
+
+RULES = {"replicated": mesh.REPLICATED, "tensor": mesh.TENSOR, "fsdp": mesh.FSDP}
+
+
+class Corpus(NamedTuple):
+    """Rows to learn from and rows held out; `pack` is 0 where all rows are full."""
+
+    train: chain.Source
+    held: chain.Source
+    vocab_size: int
+    pack: int
+    facts: dict[str, Any]
+
+
+def main(config: Lm) -> TrainState:
+    """Train, and leave the model as a Hugging Face folder in `run.out`."""
+    corpus = read(config.data)
+    sides = config.devices
+    with mesh.use(mesh.make_mesh(sides.data, sides.model), RULES[sides.rules]) as place:
+        model, weights = start(config, corpus, place)
+        trainable, frozen = params.partition(weights, lora.trained if config.lora else lambda name: True)
+        objective = NextToken(model, remat=config.remat)
+        kept = configs.as_json(config)
+        del kept["run"]
+        held = chain.HeldOut(corpus.held, config.batch)
+        rows = chain.batches(corpus.train, config.batch, seed=config.seed, pack=corpus.pack)
+        state = loop.fit(
+            config.run, config.plan, objective, trainable, frozen, rows,
+            key=jax.random.key(config.seed + 1), config=kept,
+            evaluate=loop.evaluator(config.plan, objective, frozen, held),
+            work=work(config, model, trainable, frozen, next(iter(rows))),
+        )  # fmt: skip
+        final = lora.merged(params.merge(state.trainable if state.average is None else state.average, frozen))
+    export(config, model, final, corpus, held, kept)
+    return state
+
+
+def read(data: Data) -> Corpus:
+    """The data of a configuration, split. Raises `InputError` for files that are missing, damaged or too short."""
+    if data.kind == "markov":
+        train, held = (Markov(64, data.length, rows, seed=0) for rows in (4096, 64))
+        held.seed += 1  # other rows of the same chain
+        return Corpus(train, held, 64, 0, {"entropy": held.entropy})
+    if not data.files:
+        raise InputError(f"Name the {data.kind} to learn from: --data.files FILE.")
+    if data.kind == "chats":
+        tokenizer = load_tokenizer(data.tokens)
+        found = [c for path in data.files for c in chats.read(path)]
+        cut = max(len(found) - max(round(len(found) * data.held_out), 1), 1)
+        halves = (chats.Chats(part, tokenizer, data.length) for part in (found[:cut], found[cut:]))
+        return Corpus(*halves, tokenizer.vocab_size, data.length, {})
+    whole = text.read(data.files)
+    tokenizer = text.Characters(whole) if data.tokens == "characters" else load_tokenizer(data.tokens)
+    cut = round(len(whole) * (1 - data.held_out))
+    ids = [np.asarray(tokenizer.encode(part), np.int32) for part in (whole[:cut], whole[cut:])]
+    facts = {"alphabet": tokenizer.alphabet} if isinstance(tokenizer, text.Characters) else {}
+    facts["characters_per_token"] = (len(whole) - cut) / max(len(ids[1]), 1)
+    train, held = text.Windows(ids[0], data.length, jitter=True), text.Windows(ids[1], data.length)
+    return Corpus(train, held, tokenizer.vocab_size, 0, facts)
+
+
+def start(config: Lm, corpus: Corpus, place: mesh.Placement) -> tuple[Transformer, PyTree]:
+    """The model and its first weights, laid out on the mesh."""
+    key = jax.random.key(config.seed)
+    if config.base:
+        lm = load(config.base)
+        model = lm.model
+        if corpus.vocab_size > model.vocab_size:
+            raise InputError(
+                f"The tokenizer of {config.data.tokens} has {corpus.vocab_size} tokens and {config.base} only "
+                f"{model.vocab_size}; use --data.tokens {config.base}."
+            )
+        weights = jax.device_put(lm.params, params.shardings(model.specs(), place.mesh, place.rules))
+    else:
+        model = shape(config, corpus.vocab_size)
+        weights = params.init(model.specs(), key, params.shardings(model.specs(), place.mesh, place.rules))
+    if config.lora:
+        weights = lora.adapt(weights, model.specs(), key, config.lora, pick=lambda name: name.startswith("blocks/"))
+    return model, weights
+
+
+def shape(config: Lm, vocab_size: int) -> Transformer:
+    """The structure of a new model."""
+    s = config.shape
+    return Transformer(
+        vocab_size=vocab_size, width=s.width, num_layers=s.layers, num_heads=s.heads, num_kv_heads=s.kv_heads,
+        head_dim=s.head_dim, mlp_width=s.mlp, tied=s.tied, max_length=config.data.length - 1, rope=Rope(theta=s.theta),
+    )  # fmt: skip
+
+
+def work(config: Lm, model: Transformer, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Work:
+    """Tokens and operations of one step over all devices; what remat repeats is not counted."""
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype), batch)
+    once = lambda t, f, b: accumulate(config.plan, NextToken(model), t, f, b, jax.random.key(0))
+    tokens = config.batch * (rows.token.shape[1] - 1)
+    return Work(tokens=tokens, flops=flops.count(once, trainable, frozen, rows))
+
+
+def export(config: Lm, model: Transformer, weights: PyTree, corpus: Corpus, held: chain.HeldOut, kept: dict) -> None:
+    """Write the model as a Hugging Face folder, with training.json beside it, and say how good it is."""
+    lines = [json.loads(line) for line in (config.run.out / "metrics.jsonl").read_text().splitlines()]
+    last = [line["evaluation"] for line in lines if "evaluation" in line][-1]
+    nats = last["loss"]
+    said = f"held-out loss {nats:.4f} nats a token"
+    if "characters_per_token" in corpus.facts:
+        last["bits_per_character"] = nats / math.log(2) / corpus.facts["characters_per_token"]
+        said += f", {last['bits_per_character']:.4f} bits per character"
+    if "entropy" in corpus.facts:
+        said += f"; no model can go below {corpus.facts['entropy']:.4f}"
+    if jax.process_index() == 0:
+        folder = config.run.out / "model"
+        save_hf(folder, model, jax.device_get(weights))
+        facts = {"config": kept, "command": " ".join(["python", *sys.argv]), "metrics": last} | corpus.facts
+        (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        ERR.print(f"{folder}: {said}", markup=False)
+
+
+if __name__ == "__main__":
+    mesh.start()
+    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0))

@@ -1,0 +1,191 @@
+"""Train Medusa heads for a language model on its own text, grow a tree from their accuracy, and export both.
+
+    python train/medusa.py smollm2
+    python train/medusa.py smollm2 --text.prompts gsm8k/train.jsonl --run.out out/heads
+    python train/medusa.py two_stage
+
+Each stage goes on where a killed run stopped: the model's greedy answers are recorded, their hidden states computed
+once, the heads trained (Medusa-1), then, if asked, heads and base together (Medusa-2), and the heads' accuracy measured
+on texts that were held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies beside train/
+
+from configs.medusa import PRESETS, Medusa
+from paradec import config as configs
+from paradec import load, mesh, params
+from paradec.cli import ERR, cache_compilations, guarded
+from paradec.data import chain
+from paradec.data.instructions import instructions
+from paradec.io.hf import save_hf
+from paradec.io.medusa import Trained, fingerprint, save_medusa
+from paradec.learn import loop, traces
+from paradec.learn.objectives.medusa import HeadBatch, Medusa1, Medusa2, calibrate
+from paradec.learn.report import Work
+from paradec.lm import LanguageModel
+from paradec.models import lora
+from paradec.models.heads import HeadWeights, MedusaHeads, ShortList
+from paradec.models.ranked_tree import best_first, expected
+from paradec.prompts import read_prompts
+
+SIZES = (3, 7, 15, 31, 63)
+
+
+def main(config: Medusa) -> Path:
+    """Run all stages and return the path of the heads."""
+    lm = load(config.model, dtype=config.dtype)
+    rows = traces.hidden_states(lm, recorded(lm, config), length=config.text.length, ahead=config.heads.count)
+    train, held = rows.split(config.text.held_out)
+    short = short_list(lm, train, held, config.heads.short_list)
+    heads = MedusaHeads(num_heads=config.heads.count, width=lm.model.width, num_layers=config.heads.layers)
+    with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
+        weights = first_stage(config, heads, short, train, held)
+        if config.joint.steps:
+            lm, weights = second_stage(config, lm, heads, weights, short)
+            short = short.replace(table=lm.model.unembed(lm.params)[short.token])
+        if config.joint.steps:
+            read = seen_by(lm, texts(config)[1], config.joint.rows)
+        else:
+            read = map(loop.whole, chain.HeldOut(held, config.batch, traces.head_batch))
+        accuracy = measure(heads, weights, short, read, config.heads.ranks)
+    return export(config, lm, Trained(heads, jax.device_get(weights), np.asarray(short.token)), accuracy, len(train))
+
+
+def recorded(lm: LanguageModel, config: Medusa) -> Path:
+    """The folder of the model's own answers to the prompts."""
+    text = config.text
+    prompts = instructions(text.instructions)
+    for path in text.prompts:
+        prompts += read_prompts(path, say, text.prompts_each)
+    told = lambda done, of: say(f"recording: {done} of {of} shards")
+    ask = {"max_new_tokens": text.new_tokens, "batch_size": text.batch}
+    return traces.record(lm, prompts, config.run.out / "text", told=told, **ask)
+
+
+def short_list(lm: LanguageModel, train: traces.HiddenRows, held: traces.HiddenRows, size: int) -> ShortList:
+    """The `size` tokens that the model writes most, in ascending order, with their rows of its vocabulary head."""
+    count = train.counts(lm.model.vocab_size)
+    token = np.sort(np.argsort(-count, kind="stable")[: size or len(count)]).astype(np.int32)
+    seen = held.counts(lm.model.vocab_size)
+    say(f"{len(token)} tokens to draft from cover {seen[token].sum() / max(seen.sum(), 1):.2%} of the held-out text")
+    return ShortList(token=jnp.asarray(token), table=lm.model.unembed(lm.params)[token])
+
+
+def first_stage(
+    config: Medusa, heads: MedusaHeads, short: ShortList, train: traces.HiddenRows, held: traces.HiddenRows
+) -> HeadWeights:
+    """Medusa-1: heads on recorded hidden states."""
+    objective, key = Medusa1(heads, config.heads.decay), jax.random.key(config.seed)
+    new = params.init(heads.specs(), key)
+    if not config.plan.steps:
+        return new
+    batches = chain.batches(train, config.batch, seed=config.seed, make=traces.head_batch)
+    look = loop.evaluator(config.plan, objective, short, chain.HeldOut(held, config.batch, traces.head_batch))
+    work = Work(tokens=config.batch * train[0]["token"].shape[0])
+    kept = kept_config(config, "text", "heads", "plan", "batch", "seed", "model", "dtype")
+    return loop.fit(
+        config.run, config.plan, objective, new, short, batches, key=key, config=kept, evaluate=look, work=work
+    ).trainable
+
+
+def second_stage(
+    config: Medusa, lm: LanguageModel, heads: MedusaHeads, weights: HeadWeights, short: ShortList
+) -> tuple[LanguageModel, HeadWeights]:
+    """Medusa-2: heads and adapters on recorded text. Returns the model with the adapters merged, and the heads.
+
+    The final norm learns too; so the heads' fingerprint of their base tells the adapted model from the one it was.
+    """
+    joint, key = config.joint, jax.random.key(config.seed + 2)
+    inside = lambda name: name.startswith("blocks/")
+    base = lora.adapt(lm.params, lm.model.specs(), key, joint.rank, joint.alpha, inside)
+    trainable, frozen = params.partition(base, lambda name: lora.trained(name) or name == "norm")
+    plan = dataclasses.replace(
+        config.plan, steps=joint.steps, warmup=min(40, joint.steps), learning_rate=joint.learning_rate,
+        faster=(("heads", 4.0),),
+    )  # fmt: skip
+    objective = Medusa2(
+        lm.model, heads, config.heads.decay, joint.weight, joint.rise, joint.steps, distil=joint.distil
+    )  # fmt: skip
+    rows = chain.batches(texts(config)[0], joint.rows, seed=config.seed, pack=joint.length)
+    run = dataclasses.replace(config.run, out=config.run.out / "joint")
+    kept = kept_config(config, "text", "heads", "joint", "plan", "seed", "model", "dtype")
+    state = loop.fit(
+        run, plan, objective, {"base": trainable, "heads": weights},
+        {"base": frozen, "heads": jax.tree.map(lambda x: None, weights), "short": short.token}, rows,
+        key=key, config=kept, work=Work(tokens=joint.rows * joint.length),
+    )  # fmt: skip
+    whole = lora.merged(params.merge(state.trainable["base"], frozen))
+    return dataclasses.replace(lm, params=jax.device_get(whole), decoders={}, parts={}), state.trainable["heads"]
+
+
+def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:
+    """The recorded texts, split as their hidden states are."""
+    return traces.Texts.read(config.run.out / "text", config.joint.length).split(config.text.held_out)
+
+
+def seen_by(lm: LanguageModel, held: traces.Texts, rows: int) -> Iterable[HeadBatch]:
+    """Texts with the hidden states that a model has on them."""
+    run, weights = jax.jit(lambda weights, token: lm.model.forward(weights, token).hidden), jax.device_put(lm.params)
+    for text in map(loop.whole, chain.HeldOut(held, rows)):
+        yield HeadBatch(hidden=run(weights, text.token), token=text.token, learn=text.learn)
+
+
+def measure(
+    heads: MedusaHeads, weights: PyTree, short: ShortList, batches: Iterable[HeadBatch], ranks: int
+) -> np.ndarray:
+    """How often guess r of head k is right: float64 "Q R"."""
+    sums = [jax.device_get(calibrate(heads, weights, short, batch, ranks)) for batch in batches]
+    hits, counts = (np.sum([pair[i] for pair in sums], axis=0) for i in (0, 1))
+    return hits / np.maximum(counts[:, None], 1)
+
+
+def export(config: Medusa, lm: LanguageModel, trained: Trained, accuracy: np.ndarray, texts: int) -> Path:
+    """Write heads, tree and where they come from; after a second stage the adapted model too."""
+    tree = best_first(accuracy, config.heads.nodes)
+    sizes = {n: round(expected(accuracy, tree[:n]), 3) for n in SIZES if n <= len(tree)}
+    facts = {
+        "base": config.model,
+        "base_digest": fingerprint(lm.params),
+        "command": " ".join(["python", *sys.argv]),
+        "config": kept_config(config),
+        "accuracy": np.round(accuracy, 4).tolist(),
+        "metrics": {"texts": texts, "tokens_per_call_expected": sizes},
+    }
+    path = config.run.out / "heads.safetensors"
+    if jax.process_index() == 0:
+        half = params.cast(trained.weights, jnp.bfloat16)
+        save_medusa(path, dataclasses.replace(trained, weights=half, tree=tree, facts=facts))
+        if config.joint.steps:
+            save_hf(config.run.out / "model", lm.model, lm.params)
+    say(f"{path}: top-1 accuracy of the heads " + ", ".join(f"{a:.3f}" for a in accuracy[:, 0]))
+    say("expected tokens per call by tree size " + ", ".join(f"{n}: {x}" for n, x in sizes.items()))
+    return path
+
+
+def kept_config(config: Medusa, *fields: str) -> dict[str, Any]:
+    """What a checkpoint remembers and a second start must repeat; where it lies and how often is not part of it."""
+    everything = configs.as_json(config)
+    return {name: everything[name] for name in fields or everything if name != "run"}
+
+
+def say(sentence: str) -> None:
+    ERR.print(sentence, markup=False, style="dim", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    mesh.start()
+    cache_compilations()
+    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0))
