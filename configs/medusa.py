@@ -35,7 +35,7 @@ class Heads:
     count: int = 4
     layers: int = 1
     """Residual blocks of a head."""
-    short_list: int = 6144
+    short_list: int = 4096
     """Tokens that drafting may choose from, the most frequent ones; 0: the whole vocabulary."""
     decay: float = 0.8
     """Head k's loss counts decay**k."""
@@ -73,7 +73,7 @@ class Medusa:
     text: Text = Text()
     heads: Heads = Heads()
     joint: Joint = Joint()
-    plan: Plan = Plan(steps=4000, learning_rate=2e-3, warmup=40, floor=0.0, weight_decay=0.0)
+    plan: Plan = Plan(steps=900, learning_rate=2e-3, warmup=40, floor=0.0, weight_decay=0.0)
     batch: int = 8
     """Texts of one step."""
     dtype: str = "float32"

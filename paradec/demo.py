@@ -15,29 +15,32 @@ PROMPT = (
     "3. Cut the red apples into thin slices.\n4. Cut the green apples into thin slices.\n"
     "5. Put the slices on the white plate."
 )
-METHODS = ("ar", "prompt_lookup", "jacobi", "lookahead")
+METHODS = ("ar", "prompt_lookup", "jacobi", "lookahead", "medusa")
+OPTIONS = {"medusa": {"num_draft": 7}}
 
 
 def demo(model: str = "smollm2-135m", max_new_tokens: int = 96, prompt: str = PROMPT, repeats: int = 3) -> int:
     """Load the model, draw each method's decode as it happens, and time them against each other."""
     from paradec.cli import ERR, OUT, load_model, show_comparison
     from paradec.comparison import compare
+    from paradec.parts import shipped
 
     begin = time.perf_counter()
-    OUT.print(Rule(f"paradec: {model}, one text, {len(METHODS)} ways"))
     lm = load_model(model, "float32")
+    methods = [name for name in METHODS if name != "medusa" or shipped(lm)]
+    OUT.print(Rule(f"paradec: {model}, one text, {len(methods)} ways"))
     loaded = time.perf_counter() - begin
     OUT.print(f"Prompt: {prompt}\n", style="dim", markup=False)
     first = None
-    for method in METHODS:
+    for method in methods:
         with ERR.status(f"Compiling {method}") if ERR.is_terminal else contextlib.nullcontext():
-            next(lm.stream(prompt, method=method, max_new_tokens=max_new_tokens))
+            next(lm.stream(prompt, method=method, method_args=OPTIONS.get(method), max_new_tokens=max_new_tokens))
         first = first or time.perf_counter() - begin
-        steps = lm.stream(prompt, method=method, max_new_tokens=max_new_tokens)
+        steps = lm.stream(prompt, method=method, method_args=OPTIONS.get(method), max_new_tokens=max_new_tokens)
         viz.render(viz.live((step.trace() for step in steps), OUT), OUT)
         OUT.print()
     ERR.print("Timing: every method decodes the text again, in turn…", style="dim")
-    report = compare(lm, [prompt], METHODS, repeats=repeats, max_new_tokens=max_new_tokens)
+    report = compare(lm, [prompt], methods, repeats=repeats, method_args=OPTIONS, max_new_tokens=max_new_tokens)
     show_comparison(report)
     other = [entry.method for entry in report.methods if entry.identical < entry.total]
     same = f"{', '.join(other)} wrote other tokens than ar" if other else "every method wrote the same tokens"

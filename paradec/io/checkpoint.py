@@ -163,7 +163,6 @@ class Checkpoints:
             raise
 
 
-@jax.jit
 def digest(leaf: Array) -> UInt32[Array, "2"]:
     """A hash of an array's bits and their places. Sharded arrays are hashed where they lie."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -182,9 +181,15 @@ def digest(leaf: Array) -> UInt32[Array, "2"]:
     return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(weighted, dtype=jnp.uint32)])
 
 
+@jax.jit
+def digests(state: PyTree) -> PyTree:
+    """`digest` of every leaf, in one program."""
+    return jax.tree.map(digest, state)
+
+
 def _table(state: PyTree) -> dict[str, list]:
     """Type, shape and digest of every leaf by its name."""
-    hashed = jax.device_get(jax.tree.map(digest, state))
+    hashed = jax.device_get(digests(state))
     leaves, hashes = jax.tree.leaves_with_path(state), jax.tree.leaves(hashed)
     return {
         params.name(path): [str(leaf.dtype), list(leaf.shape), [int(word) for word in hash_]]

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from paradec import mesh
 from paradec.errors import InputError, ResourceError
-from paradec.io.checkpoint import Checkpoints, digest
+from paradec.io.checkpoint import Checkpoints, digests
 
 CONFIG = {"plan": {"steps": 5}}
 
@@ -181,19 +181,19 @@ def test_another_mesh(tmp_path):
 def test_the_digest_sees_every_bit_and_every_exchange(dtype):
     rng = np.random.default_rng(0)
     x = np.asarray(jnp.asarray(rng.integers(0, 2, (6, 7)) if dtype == "bool" else rng.normal(size=(6, 7)) * 90, dtype))
-    seen = {tuple(np.asarray(digest(jnp.asarray(x))).tolist())}
+    seen = {tuple(np.asarray(digests(jnp.asarray(x))).tolist())}
     count = 1
     for place in range(x.nbytes):
         for bit in range(1 if dtype == "bool" else 8):
             raw_ = bytearray(x.tobytes())
             raw_[place] ^= 1 << bit
-            seen.add(tuple(np.asarray(digest(jnp.asarray(np.frombuffer(raw_, x.dtype).reshape(6, 7)))).tolist()))
+            seen.add(tuple(np.asarray(digests(jnp.asarray(np.frombuffer(raw_, x.dtype).reshape(6, 7)))).tolist()))
             count += 1
     assert len(seen) == count
     y = np.arange(42).reshape(6, 7).astype(np.float32)
     swapped = y.copy()
     swapped[0, 0], swapped[5, 6] = y[5, 6], y[0, 0]
-    assert not np.array_equal(digest(jnp.asarray(y)), digest(jnp.asarray(swapped)))
+    assert not np.array_equal(digests(jnp.asarray(y)), digests(jnp.asarray(swapped)))
 
 
 def test_a_full_disk_says_so_and_leaves_the_last_step_whole(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from paradec import mesh, params
 from paradec.data import chain
 from paradec.data.synthetic import Markov
-from paradec.io.checkpoint import digest
+from paradec.io.checkpoint import digests
 from paradec.learn import loop
 from paradec.learn.loop import Run
 from paradec.learn.objectives.next_token import NextToken
@@ -64,7 +64,7 @@ def main(out: str, steps: str, port: str = "", rank: str = "") -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     if not port:
         state = train(Path(out), int(steps))
-        found = [np.asarray(digest(x)).tolist() for x in jax.tree.leaves(state)]
+        found = [x.tolist() for x in jax.tree.leaves(jax.device_get(digests(state)))]
         (Path(out) / "final.json").write_text(json.dumps(found))
         return
     mesh.start(f"127.0.0.1:{port}", 2, int(rank))
