@@ -148,7 +148,7 @@ def measure(
 ) -> np.ndarray:
     """How often guess r of head k is right: float64 "Q R"."""
     sums = [jax.device_get(calibrate(heads, weights, short, batch, ranks)) for batch in batches]
-    hits, counts = (np.sum([pair[i] for pair in sums], axis=0) for i in (0, 1))
+    hits, counts = (np.sum([pair[i] for pair in sums], axis=0, dtype=np.float64) for i in (0, 1))
     return hits / np.maximum(counts[:, None], 1)
 
 

@@ -50,7 +50,8 @@ def save_medusa(path: Path, trained: Trained) -> None:
         tensors[SHORT_LIST] = np.asarray(trained.short_list, np.int32)
     tensor_file.write(path, tensors)
     tree = None if trained.tree is None else [list(node) for node in trained.tree]
-    text = json.dumps({"format": "paradec medusa 1", "tree": tree} | trained.facts, indent=1)
+    facts = {"format": "paradec medusa 1", "tree": tree} | trained.facts
+    text = "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()) + "\n}"
     half = path.with_suffix(".json.partial")
     try:
         half.write_text(text + "\n", encoding="utf-8")
