@@ -58,6 +58,7 @@ def test_a_new_model_from_text_can_be_loaded(tmp_path):
     assert model.num_layers == 2 and model.vocab_size == len(facts["alphabet"])
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_and_merged(tmp_path, tiny):
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
     chats = tmp_path / "chats.jsonl"
@@ -101,6 +102,7 @@ def test_a_tokenizer_larger_than_the_model(tmp_path, tiny):
         program("lm").main(small(lm_configs.tiny(), tmp_path / "out", base=tiny, data=data))
 
 
+@pytest.mark.slow
 def test_heads_from_a_command_to_a_comparison(tmp_path, tiny, capsys):
     text = medusa_configs.Text(instructions=12, new_tokens=12, batch=4, length=96, held_out=4)
     heads = medusa_configs.Heads(count=2, short_list=64, nodes=7, ranks=4)

@@ -114,7 +114,7 @@ class _Turn:
 
     def all(self, state: TrainState, first: int) -> TrainState:
         """Every step that is left. Metrics are fetched one step late, so that the device never waits for the host."""
-        late, saved = None, first
+        late = None
         for n in range(first + 1, self.plan.steps + 1):
             clock = Clock()
             with clock("input"):
@@ -129,12 +129,9 @@ class _Turn:
                 self.tell(late, state, n)  # what the checkpoint holds must be in the log before it
                 late = None
                 self.save(n, state, self.look(n, state) if looked and self.evaluate else None)
-                saved = n
             if stop:
                 self.report.say(f"Asked to stop: step {n} is saved. Start the same command again to go on.")
                 break
-        if saved == first == 0 and self.plan.steps == 0:
-            self.save(0, state, None)
         self.kept.wait()
         return state
 

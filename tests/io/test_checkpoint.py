@@ -61,6 +61,7 @@ def test_a_step_comes_back_bit_for_bit(tmp_path):
     assert restored(tmp_path / "other", abstract(state())) is None
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_seen_or_harmless(tmp_path, caplog):
     """A byte in each quarter of every file of the newest step. What comes back is that step or the one before it."""
     like, whole, caught = saved(tmp_path / "kept"), raw(state(2)), 0

@@ -115,8 +115,8 @@ def test_twenty_kills_change_no_bit(tmp_path):
     assert (killed / "final.json").read_text() == (straight / "final.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.mixed_dtypes
 def test_two_processes_train_what_one_does(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -188,6 +188,7 @@ def test_lines_after_the_checkpoint_and_torn_ones_go(tmp_path):
     assert path.read_text() == '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [mesh.TENSOR, mesh.FSDP], ids=["tensor", "fsdp"])
 def test_eight_devices_equal_one(tmp_path, straight, rules):
     """Also: what eight devices saved, one goes on with."""
