@@ -20,10 +20,12 @@ class Text:
     """JSONL files with a prompt, a question or turns in each line."""
     prompts_each: int = 500
     """Lines read from each of them, at most."""
+    retold: int = 0
+    """Prompts made of the model's own answers, which it is to summarise, to question and to tell again."""
     new_tokens: int = 128
     batch: int = 32
     length: int = 256
-    """Tokens of one text, prompt included, from which hidden states are computed."""
+    """Tokens of one text, prompt included, from which hidden states are computed; twice as many where it is retold."""
     held_out: int = 20
     """Every so manieth text measures the heads and is not trained on."""
 

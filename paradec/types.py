@@ -220,7 +220,10 @@ class Model(Protocol):
 
 
 class Drafter(Protocol):
-    """Where drafts come from. A pytree; `params` is the whole dict, of which the drafter reads its own entry."""
+    """Where drafts come from. A pytree; `params` is the whole dict, of which the drafter reads its own entry.
+
+    Heads that borrow the target's vocabulary head also need `target.unembed(params) -> "V D"`, which a table has not.
+    """
 
     depth: int  # longest accepted path below the root
     span: int  # deepest node, auxiliary ones included: how far noise is needed

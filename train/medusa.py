@@ -29,7 +29,7 @@ from paradec import config as configs
 from paradec import load, mesh, params
 from paradec.cli import ERR, cache_compilations, guarded
 from paradec.data import chain
-from paradec.data.instructions import instructions
+from paradec.data.instructions import instructions, retold
 from paradec.io.hf import save_hf
 from paradec.io.medusa import Trained, fingerprint, save_medusa
 from paradec.learn import loop, traces
@@ -47,8 +47,7 @@ SIZES = (3, 7, 15, 31, 63)
 def main(config: Medusa) -> Path:
     """Run all stages and return the path of the heads."""
     lm = load(config.model, dtype=config.dtype)
-    rows = traces.hidden_states(lm, recorded(lm, config), length=config.text.length, ahead=config.heads.count)
-    train, held = rows.split(config.text.held_out)
+    train, held = recorded(lm, config).split(config.text.held_out)
     short = short_list(lm, train, held, config.heads.short_list)
     heads = MedusaHeads(num_heads=config.heads.count, width=lm.model.width, num_layers=config.heads.layers)
     with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
@@ -64,15 +63,26 @@ def main(config: Medusa) -> Path:
     return export(config, lm, Trained(heads, jax.device_get(weights), np.asarray(short.token)), accuracy, len(train))
 
 
-def recorded(lm: LanguageModel, config: Medusa) -> Path:
-    """The folder of the model's own answers to the prompts."""
-    text = config.text
+def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
+    """Hidden states of the model's own answers: to the prompts, and to prompts made of those answers."""
+    text, (first, second) = config.text, folders(config)
     prompts = instructions(text.instructions)
     for path in text.prompts:
         prompts += read_prompts(path, say, text.prompts_each)
     told = lambda done, of: say(f"recording: {done} of {of} shards")
-    ask = {"max_new_tokens": text.new_tokens, "batch_size": text.batch}
-    return traces.record(lm, prompts, config.run.out / "text", told=told, **ask)
+    ask = {"max_new_tokens": text.new_tokens, "batch_size": text.batch, "told": told}
+    traces.record(lm, prompts, first, **ask)
+    paths = traces.hidden_states(lm, first, length=text.length, ahead=config.heads.count).paths
+    if text.retold:
+        answers = [lm.tokenizer.decode(record["new"]) for record in traces.read(first)]
+        traces.record(lm, retold(prompts, answers, text.retold, config.seed), second, **ask)
+        paths += traces.hidden_states(lm, second, length=2 * text.length, ahead=config.heads.count).paths
+    return traces.HiddenRows(paths)
+
+
+def folders(config: Medusa) -> tuple[Path, Path]:
+    """Where the model's own texts are kept: its answers, and what it says of them."""
+    return config.run.out / "text", config.run.out / "retold"
 
 
 def short_list(lm: LanguageModel, train: traces.HiddenRows, held: traces.HiddenRows, size: int) -> ShortList:
@@ -133,7 +143,8 @@ def second_stage(
 
 def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:
     """The recorded texts, split as their hidden states are."""
-    return traces.Texts.read(config.run.out / "text", config.joint.length).split(config.text.held_out)
+    first, second = (traces.Texts.read(folder, config.joint.length).texts for folder in folders(config))
+    return traces.Texts([*first, *second]).split(config.text.held_out)
 
 
 def seen_by(lm: LanguageModel, held: traces.Texts, rows: int) -> Iterable[HeadBatch]:

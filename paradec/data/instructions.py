@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 SUBJECTS = (
@@ -94,3 +96,29 @@ def instructions(count: int, seed: int = 0) -> list[str]:
         words = {"p": str(rng.choice(PEOPLE)), "c": str(rng.choice(CODE)), "g": str(rng.choice(GERMAN))}
         found[form.format(s=s, t=t, u=u, **words)] = None
     return list(found)
+
+
+RETELL = (
+    "Summarize: {a}", "Summarize: {a}\n{b}", "Rewrite this in simpler words: {a}",
+    "{a}\nWhat is the main point of this?",
+    "Write a headline and a first sentence for this text: {a}", "List the most important facts of this text: {a}",
+    "Answer the question with the help of the passages.\nPassage 1: {a}\nPassage 2: {b}\nQuestion: {q}",
+    "{b}\n\n{a}\n\nAnswer the following question, using the text above where it helps: {q}",
+    "Is the following text about a person, a thing or an idea? Give your reasons. {a}",
+    "Continue this text: {a}", "What questions does this text leave open? {a}", "Repeat this text and correct it: {a}",
+)  # fmt: skip
+
+
+def retold(asked: Sequence[str], answers: Sequence[str], count: int, seed: int = 0) -> list[str]:
+    """`count` prompts with text to read in them: a model's own `answers` to the questions `asked`, to be summarised,
+    questioned and told again. Each depends on the seed and its number alone.
+
+    So heads see long prompts and texts that quote their prompt, without a corpus.
+    """
+    prompts = []
+    for number in range(count):
+        rng = np.random.default_rng((seed, number))
+        one, two = (int(i) for i in rng.choice(len(answers), 2, replace=False))
+        form = str(rng.choice(RETELL))
+        prompts.append(form.format(a=answers[one].strip(), b=answers[two].strip(), q=asked[one]))
+    return prompts

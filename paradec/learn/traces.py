@@ -144,7 +144,7 @@ class HiddenRows:
         sizes = [file.get_slice("token").get_shape()[0] for file in self.files]
         places = [(f, r) for f, size in enumerate(sizes) for r in range(size)]
         self.places = places if rows is None else [places[row] for row in rows]
-        self.paths = paths
+        self.paths = [*paths]
 
     def __len__(self) -> int:
         return len(self.places)

@@ -129,8 +129,12 @@ class GatedRecurrence:
 
         x, (h, every) = lax.scan(layer, x, (params.layers, cache.h, None if pending is None else pending.h))
         hidden = rms_norm(x, params.norm, 1e-5)
-        logits = hidden @ (params.embed if params.head is None else params.head).T
+        logits = hidden @ self.unembed(params).T
         return Output(logits=logits, hidden=hidden, taps=tuple(every[i] for i in taps)), StateDelta(h=h)
+
+    def unembed(self, params: Weights) -> Float[Array, "V D"]:
+        """The vocabulary head: what `Output.hidden` is multiplied with."""
+        return params.embed if params.head is None else params.head
 
     def _gates(self, w: Layers, x: Array) -> tuple[Array, Array, Array]:
         mixed = jnp.einsum("btd,dce->btce", rms_norm(x, w.norm, 1e-5), w.mix)
