@@ -86,6 +86,13 @@ def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Every compiled program keeps memory maps, and a process may have 65530: with more the compiler crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _mixed_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Standard promotion for the tests that ask for it: optax.adam raises a float to an int32 step."""
