@@ -110,7 +110,7 @@ def test_methods_and_models(capsys):
         (["--prompts", "no-such-file.jsonl"], "Cannot read"),
         ([], "Give either"),
         (["--prompt", "x", "--prompts", "y"], "Give either"),
-        (["--prompt", "x", "--dtype", "int8"], "dtype must be"),
+        (["--prompt", "x", "--dtype", "int8"], "cannot be loaded as 'int8'. Use float32"),
     ],
 )
 def test_bad_input_is_a_sentence_and_status_2(model, capsys, argv, hint):
