@@ -25,7 +25,7 @@ from paradec.comparison import device
 from paradec.data import chain
 from paradec.errors import InputError
 from paradec.learn import traces
-from paradec.learn.objectives.medusa import calibrate
+from paradec.learn.objectives.medusa import accuracy
 from paradec.models.heads import ShortList
 from paradec.models.ranked_tree import expected
 from paradec.prompts import read_prompts
@@ -63,9 +63,9 @@ def main(run: Heads) -> int:
     traces.record(lm, prompts, run.out, **ask)
     truth = [tuple(record["new"]) for record in traces.read(run.out)]
     (heads, tree), own = part
-    accuracy = measure(lm, run, heads, own)
+    right = measure(lm, run, heads, own)
     report = {"model": run.model, "device": device(), "prompts": len(prompts), **ask, "trees": []}
-    report["accuracy"] = np.round(accuracy, 4).tolist()
+    report["accuracy"] = np.round(right, 4).tolist()
     for nodes in run.num_draft:
         rows = lm.generate(prompts, method="medusa", method_args=options | {"num_draft": nodes}, **ask)
         line = {
@@ -73,7 +73,7 @@ def main(run: Heads) -> int:
             "identical": sum(row.token_ids == ids for row, ids in zip(rows, truth, strict=True)),
             "total": len(rows),
             "tokens_per_call": round(sum(r.new_tokens for r in rows) / sum(r.calls for r in rows), 4),
-            "formula": round(expected(accuracy, tree[:nodes]), 4),
+            "formula": round(expected(right, tree[:nodes]), 4),
         }
         print(json.dumps(line), flush=True)
         report["trees"].append(line)
@@ -85,11 +85,8 @@ def measure(lm: paradec.LanguageModel, run: Heads, heads, own) -> np.ndarray:
     """How often guess r of head k is right on the recorded text: "Q R"."""
     rows = traces.hidden_states(lm, run.out, length=run.length, ahead=heads.num_heads, batch=4)
     short = own.short or ShortList(token=jnp.arange(lm.model.vocab_size), table=lm.model.unembed(lm.params))
-    sums = []
-    for batch in chain.HeldOut(rows, 8, traces.head_batch):
-        sums.append(jax.device_get(calibrate(heads, own.weights, short, jax.device_put(batch), 10)))
-    hits, counts = (np.sum([pair[i] for pair in sums], axis=0, dtype=np.float64) for i in (0, 1))
-    return hits / np.maximum(counts[:, None], 1)
+    batches = map(jax.device_put, chain.HeldOut(rows, 8, traces.head_batch))
+    return accuracy(heads, own.weights, short, batches, 10)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies beside train/
 
@@ -33,7 +32,7 @@ from paradec.data.instructions import instructions, retold
 from paradec.io.hf import save_hf
 from paradec.io.medusa import Trained, fingerprint, save_medusa
 from paradec.learn import loop, traces
-from paradec.learn.objectives.medusa import HeadBatch, Medusa1, Medusa2, calibrate
+from paradec.learn.objectives.medusa import HeadBatch, Medusa1, Medusa2, accuracy
 from paradec.learn.report import Work
 from paradec.lm import LanguageModel
 from paradec.models import lora
@@ -55,12 +54,11 @@ def main(config: Medusa) -> Path:
         if config.joint.steps:
             lm, weights = second_stage(config, lm, heads, weights, short)
             short = short.replace(table=lm.model.unembed(lm.params)[short.token])
-        if config.joint.steps:
             read = seen_by(lm, texts(config)[1], config.joint.rows)
         else:
             read = map(loop.whole, chain.HeldOut(held, config.batch, traces.head_batch))
-        accuracy = measure(heads, weights, short, read, config.heads.ranks)
-    return export(config, lm, Trained(heads, jax.device_get(weights), np.asarray(short.token)), accuracy, len(train))
+        right = accuracy(heads, weights, short, read, config.heads.ranks)
+    return export(config, lm, Trained(heads, jax.device_get(weights), np.asarray(short.token)), right, len(train))
 
 
 def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
@@ -154,25 +152,16 @@ def seen_by(lm: LanguageModel, held: traces.Texts, rows: int) -> Iterable[HeadBa
         yield HeadBatch(hidden=run(weights, text.token), token=text.token, learn=text.learn)
 
 
-def measure(
-    heads: MedusaHeads, weights: PyTree, short: ShortList, batches: Iterable[HeadBatch], ranks: int
-) -> np.ndarray:
-    """How often guess r of head k is right: float64 "Q R"."""
-    sums = [jax.device_get(calibrate(heads, weights, short, batch, ranks)) for batch in batches]
-    hits, counts = (np.sum([pair[i] for pair in sums], axis=0, dtype=np.float64) for i in (0, 1))
-    return hits / np.maximum(counts[:, None], 1)
-
-
-def export(config: Medusa, lm: LanguageModel, trained: Trained, accuracy: np.ndarray, texts: int) -> Path:
+def export(config: Medusa, lm: LanguageModel, trained: Trained, right: np.ndarray, texts: int) -> Path:
     """Write heads, tree and where they come from; after a second stage the adapted model too."""
-    tree = best_first(accuracy, config.heads.nodes)
-    sizes = {n: round(expected(accuracy, tree[:n]), 3) for n in SIZES if n <= len(tree)}
+    tree = best_first(right, config.heads.nodes)
+    sizes = {n: round(expected(right, tree[:n]), 3) for n in SIZES if n <= len(tree)}
     facts = {
         "base": config.model,
         "base_digest": fingerprint(lm.params),
         "command": " ".join(["python", *sys.argv]),
         "config": kept_config(config),
-        "accuracy": np.round(accuracy, 4).tolist(),
+        "accuracy": np.round(right, 4).tolist(),
         "metrics": {"texts": texts, "tokens_per_call_expected": sizes},
     }
     path = config.run.out / "heads.safetensors"
@@ -181,7 +170,7 @@ def export(config: Medusa, lm: LanguageModel, trained: Trained, accuracy: np.nda
         save_medusa(path, dataclasses.replace(trained, weights=half, tree=tree, facts=facts))
         if config.joint.steps:
             save_hf(config.run.out / "model", lm.model, lm.params)
-    say(f"{path}: top-1 accuracy of the heads " + ", ".join(f"{a:.3f}" for a in accuracy[:, 0]))
+    say(f"{path}: top-1 accuracy of the heads " + ", ".join(f"{a:.3f}" for a in right[:, 0]))
     say("expected tokens per call by tree size " + ", ".join(f"{n}: {x}" for n, x in sizes.items()))
     return path
 

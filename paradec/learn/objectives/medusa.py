@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
@@ -141,7 +143,7 @@ def calibrate(
     """How often guess r of head k was right, and of how many targets: sums, to be added over batches and divided.
 
     Each head is divided by its own number of targets. (The published script divides all by head 0's, which makes later
-    heads look worse than they are.) The quotient is what `trees.best_first` grows a tree from.
+    heads look worse than they are.) The quotient is what `ranked_tree.best_first` grows a tree from.
     """
     logits = heads.logits(weights, batch.hidden.reshape(-1, batch.hidden.shape[-1]), short.table)
     best = lax.top_k(logits, ranks)[1]
@@ -152,3 +154,12 @@ def calibrate(
         hits.append(jnp.sum(right, axis=0, dtype=jnp.float32))
         counts.append(jnp.sum(learn, dtype=jnp.float32))
     return jnp.stack(hits), jnp.stack(counts)
+
+
+def accuracy(
+    heads: MedusaHeads, weights: HeadWeights, short: ShortList, batches: Iterable[HeadBatch], ranks: int
+) -> np.ndarray:
+    """How often guess r of head k is right over all of `batches`: float64 "Q R"."""
+    sums = [jax.device_get(calibrate(heads, weights, short, batch, ranks)) for batch in batches]
+    hits, counts = (np.sum([pair[i] for pair in sums], axis=0, dtype=np.float64) for i in (0, 1))
+    return hits / np.maximum(counts[:, None], 1)
