@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradec.errors import ResourceError, WeightsError
-from paradec.io import names, tensor_file
+from paradec.errors import WeightsError
+from paradec.io import names, tensor_file, text_file
 from paradec.io.names import Entry, Tensor
 from paradec.models.heads import HeadWeights, MedusaHeads
 from paradec.models.ranked_tree import Path as TreePath
@@ -52,13 +52,7 @@ def save_medusa(path: Path, trained: Trained) -> None:
     tree = None if trained.tree is None else [list(node) for node in trained.tree]
     facts = {"format": "paradec medusa 1", "tree": tree} | trained.facts
     text = "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()) + "\n}"
-    half = path.with_suffix(".json.partial")
-    try:
-        half.write_text(text + "\n", encoding="utf-8")
-        half.replace(path.with_suffix(".json"))
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise ResourceError(f"Cannot write {path.with_suffix('.json')}: {error}. Is the disk full?") from error
+    text_file.write(path.with_suffix(".json"), text + "\n")
 
 
 def load_medusa(path: Path, dtype: str = "float32") -> Trained:

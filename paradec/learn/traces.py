@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from paradec import config as configs
 from paradec.errors import InputError, ResourceError
+from paradec.io import tensor_file, text_file
 from paradec.io.medusa import fingerprint
 from paradec.learn.objectives.medusa import HeadBatch
 from paradec.lm import LanguageModel, Request, precision
@@ -59,7 +59,7 @@ def record(
                 for row, result in zip(some, lm.decode(decoder, [encoded[r] for r in some], ask, some), strict=True):
                     new = {"new": list(result.token_ids), "settled": list(result.settled)}
                     lines[row] = {"row": row, "prompt": encoded[row]} | new
-            _write(path, "".join(json.dumps(lines[row]) + "\n" for row in rows))
+            text_file.write(path, "".join(json.dumps(lines[row]) + "\n" for row in rows))
         told(number + 1, shards)
     return folder
 
@@ -67,11 +67,15 @@ def record(
 def read(folder: Path) -> Iterator[Record]:
     """The records of a folder in the order of their prompts. Raises `InputError` for a damaged line, by its number."""
     for path in sorted(folder.glob("[0-9]*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                yield {name: json.loads(line)[name] for name in ("row", "prompt", "new", "settled")}
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"Line {number} of {path} is damaged ({error}); delete it and record again.") from None
+        yield from _records(path)
+
+
+def _records(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            yield {name: json.loads(line)[name] for name in ("row", "prompt", "new", "settled")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"Line {number} of {path} is damaged ({error}); delete it and record again.") from None
 
 
 def hidden_states(
@@ -88,7 +92,7 @@ def hidden_states(
         out = path.with_suffix(f".{length}.{ahead}.safetensors")
         if out.exists():
             continue
-        texts = [_text(json.loads(line), length) for line in path.read_text(encoding="utf-8").splitlines()]
+        texts = [_text(record, length) for record in _records(path)]
         token = np.zeros((len(texts) + -len(texts) % batch, length), np.int32)
         for row, (ids, _) in enumerate(texts):
             token[row, : len(ids)] = ids
@@ -104,9 +108,7 @@ def hidden_states(
             columns["hidden"][row, :size] = hidden[row, first : first + size]
             columns["token"][row, :size] = ids[first : first + size]
             columns["learn"][row, mine - first : size] = True
-        half = out.with_suffix(".partial")
-        save_file(columns, half)
-        half.replace(out)
+        tensor_file.write(out, columns)
     return HiddenRows(sorted(folder.glob(f"[0-9]*.{length}.{ahead}.safetensors")))
 
 
@@ -195,18 +197,8 @@ def _claim(folder: Path, lm: LanguageModel, prompts: Sequence[str], shard: int, 
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(f"Cannot record in {folder}: {error}.") from error
-        _write(path, json.dumps(mine, indent=1) + "\n")
+        text_file.write(path, json.dumps(mine, indent=1) + "\n")
     elif changes := configs.differences(json.loads(path.read_text(encoding="utf-8")), mine):
         raise InputError(
             f"{folder} holds another recording:\n" + "\n".join(f"  {c}" for c in changes) + "\nChoose another folder."
         )
-
-
-def _write(path: Path, text: str) -> None:
-    half = path.with_name(f"{path.name}.{jax.process_index()}.partial")
-    try:
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise ResourceError(f"Cannot write {path}: {error}. Is the disk full?") from error
