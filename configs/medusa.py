@@ -20,6 +20,8 @@ class Text:
     """JSONL files with a prompt, a question or turns in each line."""
     prompts_each: int = 500
     """Lines read from each of them, at most."""
+    imagined: int = 0
+    """Prompts that the model writes itself, as the user of a chat: they are as varied as what it was trained on."""
     retold: int = 0
     """Prompts made of the model's own answers, which it is to summarise, to question and to tell again."""
     new_tokens: int = 128

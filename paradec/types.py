@@ -8,6 +8,7 @@
 | M | rows of one `extend` call |
 | N | nodes of a draft tree (layers, inside model files, are `L`) |
 | P | longest path through a tree: draft depth + 1 |
+| W | positions of a canvas that one call predicts |
 | V, D, H, K, F | vocabulary, width, heads, head size, MLP width |
 
 Structure is static and compared by value; numbers are leaves. Everything here is a pytree, and everything decided at
@@ -53,12 +54,30 @@ class Output:
 
 
 @struct.dataclass
+class Place:
+    """Where the rows of an `extend` stand on a canvas, whose cache slots are positions.
+
+    A row sees keys at positions below `sees`: of the call's fresh rows, and of the cache where no fresh row stands.
+    A shadow stands beside the canvas: no canvas row sees it, and it sees neither the row nor the slot at its own
+    position. A row that is not `fresh` only asks; its keys are those the cache has.
+    """
+
+    position: Int[Array, "B M"]
+    sees: Int[Array, "B M"]
+    fresh: Bool[Array, "B M"]
+    shadow: Bool[Array, "B M"] | None = None
+
+
+@struct.dataclass
 class Rows:
     """What an `extend` is asked to compute: M rows, of a delta that holds N >= M rows.
 
     A row's position is `cache.length + depth`; its slot in the delta is `start + index`. `parent` covers all N rows of
     the delta (earlier pending ones too): a row sees the cache, its ancestors and itself. A row that is its own parent
     hangs directly on the cache. `parent=None` is a chain: row i sees pending rows and rows 0..i.
+
+    With `place` the rows stand on a canvas instead; depth, parent and start say nothing then. `read` names the rows
+    whose output is wanted, so that a vocabulary head is not applied to the others.
     """
 
     token: Int[Array, "B M"]
@@ -67,6 +86,13 @@ class Rows:
     embed: Float[Array, "B M D"] | None = None  # takes the place of the token's embedding where `aux`
     aux: Bool[Array, "B M"] | None = None
     start: Int[Array, ""] | int = 0
+    place: Place | None = None
+    read: Int[Array, "B R"] | None = None  # None: all
+
+    @classmethod
+    def canvas(cls, token: Int[Array, "B M"], place: Place, read: Int[Array, "B R"] | None = None) -> Rows:
+        """Rows on a canvas, masks and settled tokens alike."""
+        return cls(token=token, depth=place.position, place=place, read=read)
 
     @classmethod
     def chain(cls, token: Int[Array, "B M"]) -> Rows:
@@ -137,6 +163,7 @@ class Stats:
     accepted: Int32[Array, "B P"]  # calls in which the token at depth d was kept
     queries: Int32[Array, "B"]  # target rows computed for this row, prompt excluded
     drafts: Int32[Array, "B"]  # calls of a draft model
+    refreshes: Int32[Array, "B"]  # calls that recomputed what a cache held
 
 
 @struct.dataclass
@@ -216,6 +243,36 @@ class Model(Protocol):
 
     def commit(self, cache: PyTree, delta: PyTree, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> PyTree:
         """Append delta rows `path[:count]` (None: 0, 1, 2, …) to the cache. A count of 0 changes nothing."""
+        ...
+
+
+class Denoiser(Protocol):
+    """A model that predicts every position of a canvas at once, from what is settled on both sides of it.
+
+    With `shift` the row at position p predicts position p + 1. Tokens at open positions are `mask_id`; None: whatever
+    stands there (noise).
+    """
+
+    vocab_size: int
+    mask_id: int | None
+    block: int  # a position sees its own block of so many and those before; 0: the whole canvas
+    grid: str  # where blocks are counted from: "text" (position 0) or "prompt" (its end)
+    shift: bool
+
+    def init_cache(self, batch: int, slots: int) -> PyTree:
+        """An empty cache with `.length`; `slots` 0: none is kept."""
+        ...
+
+    def extend(
+        self, params: PyTree, cache: PyTree, rows: Rows, *, live: Bool[Array, "B"] | None = None
+    ) -> tuple[Output, PyTree]:
+        """The output of `rows.read`, and the delta of all rows. `live`: rows that read the cache at all."""
+        ...
+
+    def store(
+        self, cache: PyTree, delta: PyTree, start: Int[Array, "B"], count: Int[Array, "B"], length: Int[Array, "B"]
+    ) -> PyTree:
+        """The cache with delta rows `:count` at slots `start` on, of which the first `length` are in use then."""
         ...
 
 

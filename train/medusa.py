@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +62,38 @@ def main(config: Medusa) -> Path:
 
 
 def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
-    """Hidden states of the model's own answers: to the prompts, and to prompts made of those answers."""
-    text, (first, second) = config.text, folders(config)
-    prompts = instructions(text.instructions)
-    for path in text.prompts:
-        prompts += read_prompts(path, say, text.prompts_each)
-    told = lambda done, of: say(f"recording: {done} of {of} shards")
-    ask = {"max_new_tokens": text.new_tokens, "batch_size": text.batch, "told": told}
-    traces.record(lm, prompts, first, **ask)
-    paths = traces.hidden_states(lm, first, length=text.length, ahead=config.heads.count).paths
-    if text.retold:
-        answers = [lm.tokenizer.decode(record["new"]) for record in traces.read(first)]
-        traces.record(lm, retold(prompts, answers, text.retold, config.seed), second, **ask)
-        paths += traces.hidden_states(lm, second, length=2 * text.length, ahead=config.heads.count).paths
+    """Hidden states of the model's own answers."""
+    text, paths = config.text, []
+    for folder, prompts, length in asked(lm, config):
+        traces.record(lm, prompts, folder, max_new_tokens=text.new_tokens, batch_size=text.batch, told=told)
+        paths += traces.hidden_states(lm, folder, length=length, ahead=config.heads.count).paths
     return traces.HiddenRows(paths)
 
 
-def folders(config: Medusa) -> tuple[Path, Path]:
-    """Where the model's own texts are kept: its answers, and what it says of them."""
-    return config.run.out / "text", config.run.out / "retold"
+def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, list[str], int]]:
+    """What the model is asked: a folder for its answers, the prompts, and how many tokens of each text are kept."""
+    text, kept = config.text, folders(config)
+    prompts = instructions(text.instructions)
+    for path in text.prompts:
+        prompts += read_prompts(path, say, text.prompts_each)
+    yield kept["text"], prompts, text.length
+    if text.imagined:
+        users = config.run.out / "users"
+        ask = {"max_new_tokens": text.new_tokens, "batch_size": text.batch, "told": told}
+        yield kept["imagined"], traces.imagined(lm, text.imagined, users, **ask), text.length
+    if text.retold:
+        answers = [lm.tokenizer.decode(record["new"]) for record in traces.read(kept["text"])]
+        yield kept["retold"], retold(prompts, answers, text.retold, config.seed), 2 * text.length
+
+
+def folders(config: Medusa) -> dict[str, Path]:
+    """The recordings that this configuration asks for, in the order in which their rows are counted."""
+    wanted = {"text": True, "imagined": config.text.imagined > 0, "retold": config.text.retold > 0}
+    return {name: config.run.out / name for name, is_wanted in wanted.items() if is_wanted}
+
+
+def told(done: int, of: int) -> None:
+    say(f"recording: {done} of {of} shards")
 
 
 def short_list(lm: LanguageModel, train: traces.HiddenRows, held: traces.HiddenRows, size: int) -> ShortList:
@@ -141,8 +154,8 @@ def second_stage(
 
 def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:
     """The recorded texts, split as their hidden states are."""
-    first, second = (traces.Texts.read(folder, config.joint.length).texts for folder in folders(config))
-    return traces.Texts([*first, *second]).split(config.text.held_out)
+    read = [traces.Texts.read(folder, config.joint.length).texts for folder in folders(config).values()]
+    return traces.Texts([text for texts in read for text in texts]).split(config.text.held_out)
 
 
 def seen_by(lm: LanguageModel, held: traces.Texts, rows: int) -> Iterable[HeadBatch]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from paradec.types import DecodeState, Sampling, Tree
 
-NEXT, ACCEPT, RESIDUAL, DRAFT = range(4)  # purposes of noise; one stream each
+NEXT, ACCEPT, RESIDUAL, DRAFT, ORDER = range(5)  # purposes of noise; one stream each
 
 # The transforms of `Sampling` in order, as in transformers: repetition, temperature, top-k, top-p, min-p.
 

@@ -64,7 +64,7 @@ class Speculative:
             # One draft of slack: the window of the cache write must fit behind the last accepted token.
             cache=self.target.init_cache(B, slots + self.drafter.nodes),
             carry=self.drafter.init(params, B, slots),
-            stats=Stats(offered=depths, accepted=depths, queries=count, drafts=count),
+            stats=Stats(offered=depths, accepted=depths, queries=count, drafts=count, refreshes=count),
         )
 
     def prefill(self, params: PyTree, state: DecodeState, chunk: int) -> DecodeState:
@@ -157,6 +157,7 @@ class Speculative:
             accepted=s.accepted + (accepted & live[:, None]).astype(jnp.int32),
             queries=s.queries + jnp.where(live, width, 0),
             drafts=s.drafts + jnp.where(live, getattr(self.drafter, "calls", 0), 0),
+            refreshes=s.refreshes,
         )
 
 

@@ -64,6 +64,20 @@ def record(
     return folder
 
 
+def imagined(lm: LanguageModel, count: int, folder: Path, *, temperature: float = 1.0, **request: Any) -> list[str]:
+    """At most `count` different prompts that a chat model writes when it is given the user's turn, kept in `folder`.
+
+    A model trained on whole conversations draws them from about what it was trained on (Magpie, arXiv 2406.08464).
+    Keyword arguments are those of `record`. Prompts that did not end within `max_new_tokens` are cut there.
+    """
+    mark = "\0"
+    opening = lm.tokenizer.chat([{"role": "user", "content": mark}]).partition(mark)[0]
+    record(lm, [opening] * count, folder, raw=True, temperature=temperature, **request)
+    eos = set(lm.tokenizer.eos_ids)
+    texts = (lm.tokenizer.decode([i for i in line["new"] if i not in eos]).strip() for line in read(folder))
+    return list(dict.fromkeys(text for text in texts if text))
+
+
 def read(folder: Path) -> Iterator[Record]:
     """The records of a folder in the order of their prompts. Raises `InputError` for a damaged line, by its number."""
     for path in sorted(folder.glob("[0-9]*.jsonl")):

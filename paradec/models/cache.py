@@ -46,6 +46,13 @@ def commit(cache: KVCache, delta: KVDelta, path: Int[Array, "B P"] | None, count
     def along(x: Float[Array, "L B H N K"]) -> Float[Array, "L B H P K"]:
         return x if path is None else jnp.take_along_axis(x, path[None, :, None, :, None], axis=3)
 
-    k = cache_write(cache.k, along(delta.k), cache.length, count)
-    v = cache_write(cache.v, along(delta.v), cache.length, count)
-    return KVCache(k=k, v=v, length=cache.length + count)
+    moved = KVDelta(k=along(delta.k), v=along(delta.v))
+    return store(cache, moved, cache.length, count, cache.length + count)
+
+
+def store(
+    cache: KVCache, delta: KVDelta, start: Int[Array, "B"], count: Int[Array, "B"], length: Int[Array, "B"]
+) -> KVCache:
+    """The cache with delta rows `:count` at slots `start` on, and with `length` slots in use."""
+    k = cache_write(cache.k, delta.k, start, count)
+    return KVCache(k=k, v=cache_write(cache.v, delta.v, start, count), length=length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +83,39 @@ class MedusaHeads:
         if table is None:
             return jnp.einsum("qbd,qvd->qbv", hidden, weights.unembed, preferred_element_type=jnp.float32)
         return jnp.einsum("qbd,vd->qbv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+@struct.dataclass
+class FilterWeights:
+    """The parameter tree of a `ConfidenceFilter`; F is the hidden width."""
+
+    into: Float[Array, "W F"]
+    bias: Float[Array, "F"]
+    out: Float[Array, "F W"]
+    out_bias: Float[Array, "W"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class ConfidenceFilter:
+    """Two layers that read the confidences of a whole block and say of each position whether its token is final.
+
+    Source: Learn2PD (arXiv 2509.25188): 32 inputs, about two thousand parameters; its activation is taken to be ReLU.
+    """
+
+    length: int = 32
+    width: int = 32
+    BEYOND: ClassVar[float] = 1.0
+    """What stands for places outside the row."""
+
+    def specs(self) -> FilterWeights:
+        """The parameter tree, a `Spec` at every leaf."""
+        W, F = self.length, self.width
+        return FilterWeights(
+            into=Spec((W, F), (None, None), W**-0.5), bias=Spec((F,), (None,), "zeros"),
+            out=Spec((F, W), (None, None), F**-0.5), out_bias=Spec((W,), (None,), "zeros"),
+        )  # fmt: skip
+
+    def __call__(self, weights: FilterWeights, confidence: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
+        """Logits: above 0 is more likely final than not."""
+        return jax.nn.relu(confidence @ weights.into + weights.bias) @ weights.out + weights.out_bias

@@ -17,7 +17,7 @@ from paradec.models import cache as kv
 from paradec.models import lora
 from paradec.models.cache import BLOCK, KVCache, KVDelta
 from paradec.ops.attention import attend, attend_cache, attend_masked
-from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors
+from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors, on_canvas, under_canvas
 from paradec.ops.norm import rms_norm
 from paradec.ops.rope import Rope, angles, rotate
 from paradec.types import Output, Rows, Spec
@@ -182,8 +182,10 @@ class Transformer:
         live: Bool[Array, "B"] | None = None,
     ) -> tuple[Output, KVDelta]:
         """Compute `rows` on top of the cache (and of pending rows); see `types.Model`. The cache is only read."""
-        position = cache.length[:, None] + rows.depth
-        see, back = self._visible(rows, pending)
+        place = rows.place
+        position = cache.length[:, None] + rows.depth if place is None else place.position
+        see, back = self._visible(rows, pending) if place is None else (on_canvas(place), None)
+        beyond = None if place is None else under_canvas(place, cache.length, cache.k.shape[3])
         bound = jnp.max(cache.length if live is None else jnp.where(live, cache.length, 0))
         turn = self._angles(position)
 
@@ -195,18 +197,27 @@ class Transformer:
                 k = lax.dynamic_update_slice_in_dim(old.k, k, rows.start, axis=2)
                 v = lax.dynamic_update_slice_in_dim(old.v, v, rows.start, axis=2)
             own = attend(q, k, v, self._near(see, back, slide), self.scale)
-            past = self._past(position, cache.length, slide)
+            past = beyond or self._past(position, cache.length, slide)
             out = attend_cache(own, q, cache.k, cache.v, index, bound, past, self.scale, BLOCK).out
             x = self._mlp(w, self._join(w, x, out))
             return x, (KVDelta(k=k, v=v), x if taps else None)
 
         scanned = (params.blocks, pending, jnp.arange(self.num_layers), jnp.asarray(self.slides()))
         x, (delta, every) = lax.scan(layer, self._embed(params, rows.token, rows.embed, rows.aux), scanned)
+        if rows.read is not None:
+            pick = lambda x: jnp.take_along_axis(x, rows.read[..., None], axis=1)
+            x, every = pick(x), every if every is None else jax.vmap(pick)(every)
         return self._output(params, x, every, taps), delta
 
     def commit(self, cache: KVCache, delta: KVDelta, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> KVCache:
         """The cache with delta rows `path[:count]` appended; see `types.Model`."""
         return kv.commit(cache, delta, path, count)
+
+    def store(
+        self, cache: KVCache, delta: KVDelta, start: Int[Array, "B"], count: Int[Array, "B"], length: Int[Array, "B"]
+    ) -> KVCache:
+        """The cache of a canvas with delta rows `:count` at slots `start` on; see `types.Denoiser`."""
+        return kv.store(cache, delta, start, count, length)
 
     def unembed(self, params: Weights) -> Float[Array, "V D"]:
         """The vocabulary head: what `Output.hidden` is multiplied with."""
@@ -279,8 +290,8 @@ class Transformer:
         mine = lax.dynamic_slice_in_dim(links, rows.start, M, axis=1)
         return lax.dynamic_slice_in_dim(see, rows.start, M, axis=1), mine[:, :, None] - links[:, None]
 
-    def _near(self, see: Array, back: Array, slide: Array) -> Array:
-        return see & ((back < self.window) | ~slide) if self.window else see
+    def _near(self, see: Array, back: Array | None, slide: Array) -> Array:
+        return see if back is None or not self.window else see & ((back < self.window) | ~slide)
 
     def _past(self, position: Array, length: Array, slide: Array) -> Callable[[Array], Array]:
         """Which cache slots each row sees; slot and position agree for committed text."""

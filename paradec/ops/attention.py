@@ -71,6 +71,8 @@ def attend_cache(
     S must be a multiple of `block`: the last read would clamp.
     """
     _, B, H, S, K = k.shape
+    if not S:
+        return own
     if S % block:
         raise ValueError(f"A cache of {S} slots is no multiple of the attention block {block}; round it up.")
 

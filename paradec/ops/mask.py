@@ -6,10 +6,14 @@ boolean "B Q S" for the facts of those queries and keys, so masks of long sequen
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from paradec import struct
+from paradec.types import Place
 
 
 @struct.dataclass
@@ -140,4 +144,28 @@ def ancestors(parent: Int[Array, "B N"]) -> Bool[Array, "B N N"]:
     for _ in range(max(n - 1, 0).bit_length()):
         see = see | jnp.take_along_axis(see, parent[:, :, None], axis=1)
         parent = jnp.take_along_axis(parent, parent, axis=1)
+    return see
+
+
+def on_canvas(place: Place) -> Bool[Array, "B M M"]:
+    """Which rows of its own call each canvas row sees; see `types.Place`."""
+    query, key = _pair(place.position, place.position)
+    see = place.fresh[:, None, :] & (key < place.sees[:, :, None])
+    if place.shadow is None:
+        return see
+    asks, stands = _pair(place.shadow, place.shadow)
+    return see & jnp.where(stands, asks, ~(asks & (query == key)))
+
+
+def under_canvas(place: Place, length: Int[Array, "B"], slots: int) -> Callable[[Array], Bool[Array, "B M S"]]:
+    """Which of the given cache slots each canvas row sees; `slots` is the cache's size."""
+    shadow = jnp.zeros_like(place.fresh) if place.shadow is None else place.shadow
+    stands = place.fresh & ~shadow
+    stood = jax.vmap(lambda at, x: jnp.zeros(slots, bool).at[at].max(x, mode="drop"))(place.position, stands)
+
+    def see(slot: Int[Array, "S"]) -> Bool[Array, "B M S"]:
+        free = (slot[None] < length[:, None]) & ~stood[:, slot]
+        beside = shadow[:, :, None] & (slot[None, None] == place.position[:, :, None])
+        return free[:, None] & (slot[None, None] < place.sees[:, :, None]) & ~beside
+
     return see

@@ -82,6 +82,16 @@ def test_rows_split_and_count(lm, folder):
     assert counts[next(traces.read(folder))["new"][0]] > 0
 
 
+def test_imagined_prompts_continue_the_users_turn(lm, tmp_path):
+    prompts = traces.imagined(lm, 5, tmp_path, max_new_tokens=9, batch_size=2, shard=2)
+    assert prompts == traces.imagined(lm, 5, tmp_path, max_new_tokens=9, batch_size=2, shard=2)
+    assert len(set(prompts)) == len(prompts) >= 4 and all(p == p.strip() != "" for p in prompts)
+    whole, plain = lm.encode("Hello"), lm.tokenizer.encode("Hello")
+    for record in traces.read(tmp_path):  # the chat up to where the user's words would begin
+        opening = len(record["prompt"])
+        assert record["prompt"] == whole[:opening] and whole[opening : opening + len(plain)] == plain
+
+
 def test_a_damaged_record_is_named(lm, folder, tmp_path):
     traces.record(lm, PROMPTS, tmp_path, **ASK)
     path = tmp_path / "00001.jsonl"

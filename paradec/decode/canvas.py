@@ -1,0 +1,241 @@
+"""The canvas engine: masked and block diffusion. Every unmasking rule of the catalogue is a part of its one step.
+
+One step: the model predicts every position of a window (`predict`, which knows the caches); the engine proposes a token
+each; the region says where a block that has just opened ends; a rewrite may change the logits; the select rule accepts
+some positions; the engine sees to it that at least one is; a stop rule may settle everything at once; what was accepted
+is written, what was reopened is open again, and a block without open positions gives way to the next. All but the
+first part is `transition`, which calls no model: that is what FreeDave speculates over.
+
+Rows are ragged throughout: each has its own prompt, block, limit and end, and counts its own calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+
+from paradec import struct
+from paradec.decode.canvas_cache import Reply, Whole
+from paradec.decode.sampling import next_tokens, warp
+from paradec.decode.view import Choice, View, best
+from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling, Stats
+
+LATE = -1e30  # a score below all others, and finite: such positions are still eligible
+
+
+class Rewrite(Protocol):
+    """Changes logits before anything is chosen."""
+
+    def init(self, batch: int, window: int, vocab: int) -> PyTree: ...
+
+    def __call__(self, view: View, carry: PyTree) -> tuple[Float[Array, "B W V"], PyTree]: ...
+
+
+class Region(Protocol):
+    """Where a block ends that begins at `view.lo`; asked at its first call, with the logits as the model gave them."""
+
+    reach: int  # positions from `lo` that it may take, or reads; 0: the whole canvas
+
+    def __call__(self, view: View) -> Int[Array, "B"]: ...
+
+
+class Select(Protocol):
+    """Which eligible positions a call settles."""
+
+    def init(self, batch: int, window: int, vocab: int) -> PyTree: ...
+
+    def __call__(self, view: View, carry: PyTree) -> Choice: ...
+
+
+class Stop(Protocol):
+    """Which rows settle every open position with this call's tokens. Needs the whole canvas in the window."""
+
+    def __call__(self, view: View) -> Bool[Array, "B"]: ...
+
+
+class Cut(Protocol):
+    """Where a row's text will end, given what this call settles; only ever earlier than before."""
+
+    def __call__(self, view: View, accept: Bool[Array, "B W"]) -> Int[Array, "B"]: ...
+
+
+@struct.dataclass
+class Front:
+    """Where a row works on its canvas, and what its rules remember. `DecodeState.carry` of a canvas."""
+
+    lo: Int32[Array, "B"]  # the open block is [lo, hi); everything before lo is settled
+    hi: Int32[Array, "B"]
+    fresh: Bool[Array, "B"]  # the block has had no call yet
+    turn: Int32[Array, "B"]  # steps made: those of a plain decode, whoever speculates
+    turned: Int32[Array, "B S"]  # the step that settled each position, OPEN while it is open
+    revised: Int32[Array, "B S"]  # how often a settled position was opened again or overwritten
+    rewrite: PyTree
+    select: PyTree
+
+
+@struct.dataclass
+class Canvas:
+    """A method of the canvas engine. `params` of its functions is a dict with the model's tree under "target"."""
+
+    target: Denoiser = struct.field(pytree_node=False)
+    select: Select
+    region: Region
+    rewrite: Rewrite | None = None
+    stop: Stop | None = None
+    cut: Cut | None = None
+    cache: Any = struct.field(pytree_node=False, default=Whole())
+    eos: Int[Array, "E"] = struct.field(default_factory=lambda: jnp.zeros(0, jnp.int32))
+    ends: str = struct.field(pytree_node=False, default="free")
+    """End-of-text: "free" like any token, "late" (its confidence counts least), or "never" (it cannot be proposed)."""
+    tempered: bool = struct.field(pytree_node=False, default=False)
+    """Whether confidence is read after temperature and filters (Dream) or before (LLaDA)."""
+
+    def window(self, slots: int) -> int:
+        """W: how many positions from `lo` on a call predicts, of a canvas of `slots`."""
+        whole = self.stop is not None or self.cut is not None  # they read all that is open
+        return slots if whole else min(self.region.reach or slots, slots)
+
+    def init(
+        self, params: PyTree, prompt: Prompt, limit: Int[Array, "B"], key: jax.Array, sampling: Sampling, slots: int
+    ) -> DecodeState:
+        """The state before any call: `slots` is the canvas length S, `limit` the text length to fill up to."""
+        B, T = prompt.token.shape
+        W, V = self.window(slots), self.target.vocab_size
+        tokens = jnp.zeros((B, slots), jnp.int32).at[:, :T].set(prompt.token[:, :slots])
+        inside = lax.broadcasted_iota(jnp.int32, (B, slots), 1) < prompt.length[:, None]
+        zero, at = jnp.zeros(B, jnp.int32), jnp.where(inside, 0, OPEN)
+        front = Front(
+            lo=prompt.length, hi=prompt.length, fresh=jnp.ones(B, bool), turn=zero, turned=at,
+            revised=jnp.zeros((B, slots), jnp.int32),
+            rewrite=() if self.rewrite is None else self.rewrite.init(B, W, V),
+            select=self.select.init(B, W, V),
+        )  # fmt: skip
+        none = jnp.zeros((B, 0), jnp.int32)
+        return DecodeState(
+            tokens=jnp.where(inside, tokens, 0), committed_at=at, prompt=prompt.length, length=prompt.length,
+            limit=limit, calls=zero, done=prompt.length >= limit, key=key, sampling=sampling,
+            cache=self.cache.init(self.target, B, slots), carry=front,
+            stats=Stats(offered=none, accepted=none, queries=zero, drafts=zero, refreshes=zero),
+        )  # fmt: skip
+
+    def prefill(self, params: PyTree, state: DecodeState, chunk: int) -> DecodeState:
+        """Read what of the prompt a cache can keep for good, `chunk` tokens a call."""
+        return self.cache.prefill(self.target, params["target"], state, chunk)
+
+    def step(self, params: PyTree, state: DecodeState) -> DecodeState:
+        """One call for every row that is not done, or, where rows wait for each other, for those whose turn it is."""
+        reply, called, acting = self.predict(params, state)
+        return keep(self.transition(called, reply), state, acting)
+
+    def predict(self, params: PyTree, state: DecodeState) -> tuple[Reply, DecodeState, Bool[Array, "B"]]:
+        """The model's reply, the state with cache and counters after it, and the rows that took part."""
+        shadows = getattr(self.select, "shadows", False)
+        W = self.window(state.tokens.shape[1])
+        reply, cache, acting, cost = self.cache.call(self.target, params["target"], state, W, shadows)
+        stats = state.stats.replace(
+            queries=state.stats.queries + jnp.where(acting, cost.queries, 0),
+            refreshes=state.stats.refreshes + (acting & cost.refreshed).astype(jnp.int32),
+        )
+        return reply, state.replace(cache=cache, calls=state.calls + acting, stats=stats), acting
+
+    def peek(self, params: PyTree, state: DecodeState) -> tuple[Reply, Int[Array, "B"]]:
+        """The reply to a state whose block is open already, and its cost in rows. Nothing is stored or counted."""
+        return self.cache.peek(self.target, params["target"], state, self.window(state.tokens.shape[1]))
+
+    def transition(self, state: DecodeState, reply: Reply) -> DecodeState:
+        """The state after one step with this reply; it is stamped with the number of calls so far. No model call."""
+        front = state.carry
+        view, memory = self.look(state, reply), front.rewrite
+        hi = jnp.where(front.fresh, jnp.clip(self.region(view), view.lo + 1, view.limit), front.hi)
+        view = view.within(hi)
+        if self.rewrite is not None:
+            logits, memory = self.rewrite(view, memory)
+            view = self.look(state, reply.replace(logits=logits)).within(hi)
+        choice = self.select(view, front.select)
+        accept, edit = choice.accept & view.eligible, jnp.zeros_like(view.open)
+        accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
+        if choice.token is not None:
+            edit = choice.accept & view.inside & ~view.open & (choice.token != view.current)
+            view = view.replace(token=choice.token)
+        if self.stop is not None:
+            accept = jnp.where(self.stop(view)[:, None], view.open, accept)
+        reopen = jnp.zeros_like(accept) if choice.reopen is None else choice.reopen & view.inside & ~view.open
+        if self.cut is not None:
+            limit = jnp.maximum(self.cut(view, accept), view.lo + 1)
+            state, hi = state.replace(limit=limit), jnp.minimum(hi, limit)
+            accept = accept & (view.position < limit[:, None])
+        front = front.replace(hi=hi, rewrite=memory, select=choice.carry, turn=front.turn + 1)
+        return self.advance(write(state.replace(carry=front), view, accept | edit, reopen))
+
+    def look(self, state: DecodeState, reply: Reply) -> View:
+        """The reply as rules see it, with a proposal for every position. The block is still the last call's."""
+        front, logits = state.carry, self.suppress(reply.logits)
+        first = reply.position[:, :1]
+        token = next_tokens(logits, state.sampling, state.key, first[:, 0], reply.position - first, logits.shape[1] - 1)
+        law = warp(logits, state.sampling) if self.tempered else logits
+        confidence = jnp.exp(jnp.max(law, axis=-1) - jax.nn.logsumexp(law, axis=-1))
+        if self.ends == "late":
+            confidence = jnp.where(jnp.isin(token, self.eos), LATE, confidence)
+        at = jnp.minimum(reply.position, state.tokens.shape[1] - 1)
+        read = lambda x: jnp.take_along_axis(x, at, axis=1)
+        exists = reply.position < state.limit[:, None]
+        return View(
+            logits=logits, position=reply.position, token=token, current=read(state.tokens), confidence=confidence,
+            open=exists & (read(state.committed_at) == OPEN),
+            inside=exists, lo=front.lo, hi=front.hi, prompt=state.prompt, limit=state.limit, turn=front.turn,
+            fresh=front.fresh, key=state.key, settled_at=read(front.turned),
+            shadow=None if reply.shadow is None else self.suppress(reply.shadow),
+        )  # fmt: skip
+
+    def suppress(self, logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
+        """Logits in float32 without the mask token, which a canvas never settles on."""
+        logits, token = logits.astype(jnp.float32), lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+        if self.target.mask_id is not None and self.target.mask_id < logits.shape[-1]:
+            logits = jnp.where(token == self.target.mask_id, -jnp.inf, logits)
+        return jnp.where(jnp.isin(token, self.eos), -jnp.inf, logits) if self.ends == "never" else logits
+
+    def advance(self, state: DecodeState) -> DecodeState:
+        """Close blocks without open positions, measure the settled text, and end rows at end-of-text or limit."""
+        front, slots = state.carry, state.tokens.shape[1]
+        slot = lax.iota(jnp.int32, slots)[None]
+        open_ = (state.committed_at == OPEN) & (slot < state.limit[:, None])
+        first_open = jnp.where(open_.any(-1), jnp.argmax(open_, axis=-1), state.limit).astype(jnp.int32)
+        closed = first_open >= front.hi
+        ended = jnp.isin(state.tokens, self.eos) & (slot >= state.prompt[:, None]) & (slot < first_open[:, None])
+        has_end = ended.any(-1) & (closed | ~jnp.asarray(getattr(self.select, "revocable", False)))
+        length = jnp.where(has_end, jnp.argmax(ended, axis=-1).astype(jnp.int32) + 1, first_open)
+        return state.replace(
+            length=length,
+            done=has_end | (first_open >= state.limit),
+            carry=front.replace(lo=jnp.where(closed, front.hi, front.lo), fresh=closed),
+        )
+
+
+def write(state: DecodeState, view: View, accept: Bool[Array, "B W"], reopen: Bool[Array, "B W"]) -> DecodeState:
+    """Settle accepted positions with the view's tokens, and open others again."""
+    front, beyond = state.carry, state.tokens.shape[1]
+    put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
+    at, back = (jnp.where(mask, view.position, beyond) for mask in (accept, reopen))
+    stamp = lambda x, now: put(put(x, at, jnp.broadcast_to(now[:, None], at.shape)), back, jnp.full_like(back, OPEN))
+    add = jax.vmap(lambda x, at: x.at[at].add(1, mode="drop"))
+    edited = jnp.where(accept & ~view.open, view.position, beyond)
+    return state.replace(
+        tokens=put(state.tokens, at, view.token),
+        committed_at=stamp(state.committed_at, state.calls),
+        carry=front.replace(turned=stamp(front.turned, front.turn), revised=add(add(front.revised, back), edited)),
+    )
+
+
+def keep(new: DecodeState, old: DecodeState, rows: Bool[Array, "B"]) -> DecodeState:
+    """The new state in these rows, the old one in the others. The cache is taken as it is: it was written by row."""
+
+    def one(new: Array, old: Array) -> Array:
+        return jnp.where(rows.reshape(rows.shape + (1,) * (new.ndim - 1)), new, old)
+
+    fixed = dict(cache=None, key=None, sampling=None)
+    kept = jax.tree.map(one, new.replace(**fixed), old.replace(**fixed))
+    return kept.replace(cache=new.cache, key=new.key, sampling=new.sampling)

@@ -1,0 +1,312 @@
+"""What a canvas call recomputes and what it reads from a cache: one policy each for the published ones.
+
+A policy has two kinds of call. A block that has just opened is due for an *opening* call, which is wide and may store
+keys and values; the calls after it are *steady*, as narrow as the policy allows, and store nothing. Rows that open
+blocks at different times would keep every call wide, so where an opening call is dear, rows wait for each other at
+block borders: no token depends on it, since rows do not see each other.
+
+For a model that sees the whole canvas a cache is an approximation (exact for one layer); for a block-causal model
+the finished blocks are exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+
+from paradec import struct
+from paradec.types import OPEN, DecodeState, Denoiser, Place, Rows
+
+
+@struct.dataclass
+class Reply:
+    """What a call says of W positions from `lo` on: row w predicts `position[w]`, whatever the model's alignment."""
+
+    logits: Float[Array, "B W V"]
+    position: Int32[Array, "B W"]
+    shadow: Float[Array, "B W V"] | None = None
+
+
+class Cost(NamedTuple):
+    """Rows computed for each row of the batch, and whether the call was an opening one for it."""
+
+    queries: Int32[Array, "B"]
+    refreshed: Bool[Array, "B"]
+
+
+class Span(NamedTuple):
+    """A stretch of the canvas to recompute: `size` positions from `at` on, of which those in [new, end) count anew.
+
+    The first `store` rows go to the cache, which then has `length` slots in use.
+    """
+
+    at: Int32[Array, "B"]
+    size: int
+    new: Int32[Array, "B"]
+    end: Int32[Array, "B"]
+    store: Int32[Array, "B"]
+    length: Int32[Array, "B"]
+
+
+def border(target: Denoiser, position: Int[Array, "..."], prompt: Int[Array, "..."]) -> Int32[Array, "..."]:
+    """Where the model's block that holds `position` begins. Needs a block-causal model."""
+    first = prompt if target.grid == "prompt" else 0
+    return (position - first) // target.block * target.block + first
+
+
+def horizon(target: Denoiser, position: Int[Array, "B M"], state: DecodeState) -> Int32[Array, "B M"]:
+    """The first position that a row does not see: the end of its block, or of the row."""
+    limit = jnp.broadcast_to(state.limit[:, None], position.shape)
+    if not target.block:
+        return limit
+    return jnp.minimum(border(target, position, state.prompt[:, None]) + target.block, limit)
+
+
+def ask(
+    target: Denoiser, params: PyTree, cache: PyTree, state: DecodeState, span: Span, window: int, shadows: bool,
+    live: Bool[Array, "B"],
+) -> tuple[Reply, PyTree]:  # fmt: skip
+    """One model call on a span, and its delta. `live`: rows whose cache is read."""
+    slots, lo = state.tokens.shape[1], state.carry.lo
+    position = span.at[:, None] + lax.iota(jnp.int32, span.size)[None]
+    wanted = lo[:, None] + lax.iota(jnp.int32, window)[None]
+    if window == slots:
+        wanted = jnp.broadcast_to(lax.iota(jnp.int32, slots)[None], wanted.shape)
+    here = jnp.minimum(position, slots - 1)
+    fresh = (position >= span.new[:, None]) & (position < span.end[:, None])
+    read = jnp.clip(wanted - span.at[:, None] - target.shift, 0, span.size - 1)
+    token, beside = seen(target, state, here), None
+    if shadows:
+        token = jnp.concatenate([token, jnp.full(wanted.shape, target.mask_id, jnp.int32)], axis=1)
+        beside = jnp.concatenate([jnp.zeros_like(fresh), jnp.ones(wanted.shape, bool)], axis=1)
+        position = jnp.concatenate([position, wanted], axis=1)
+        fresh = jnp.concatenate([fresh, (wanted >= lo[:, None]) & (wanted < state.limit[:, None])], axis=1)
+        read = jnp.concatenate([read, span.size + jnp.broadcast_to(lax.iota(jnp.int32, window), wanted.shape)], axis=1)
+    place = Place(position=position, sees=horizon(target, position, state), fresh=fresh, shadow=beside)
+    out, delta = target.extend(params, cache, Rows.canvas(token, place, read), live=live)
+    shadow = out.logits[:, window:] if shadows else None
+    return Reply(logits=out.logits[:, :window], position=wanted, shadow=shadow), delta
+
+
+def seen(target: Denoiser, state: DecodeState, at: Int[Array, "B M"]) -> Int32[Array, "B M"]:
+    """The tokens the model is shown at these slots: what stands there, and the mask where nothing is settled."""
+    token = jnp.take_along_axis(state.tokens, at, axis=1)
+    if target.mask_id is None:
+        return token
+    return jnp.where(jnp.take_along_axis(state.committed_at, at, axis=1) == OPEN, target.mask_id, token)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """No cache: every call reads the whole canvas. The truth that the others are measured against."""
+
+    name = "none"
+    exact = True
+    keeps = False
+
+    def init(self, target: Denoiser, batch: int, slots: int) -> PyTree:
+        return target.init_cache(batch, 0)
+
+    def prefill(self, target: Denoiser, params: PyTree, state: DecodeState, chunk: int) -> DecodeState:
+        return state
+
+    def call(
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, shadows: bool
+    ) -> tuple[Reply, PyTree, Bool[Array, "B"], Cost]:
+        """The reply, the cache after it, the rows that took part, and what it cost."""
+        zero = jnp.zeros_like(state.limit)
+        span = Span(zero, state.tokens.shape[1], zero, state.limit, zero, zero)
+        reply, _ = ask(target, params, state.cache, state, span, window, shadows, live=jnp.zeros_like(state.done))
+        rows = span.size + (window if shadows else 0)
+        return reply, state.cache, ~state.done, Cost(zero + rows, jnp.zeros_like(state.done))
+
+    def peek(
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int
+    ) -> tuple[Reply, Int32[Array, "B"]]:
+        """A call that stores nothing, for blocks that are open already, and its cost in rows."""
+        reply, _, _, cost = self.call(target, params, state, window, False)
+        return reply, cost.queries
+
+    def check(self, target: Denoiser, region: Any) -> str | None:
+        """Why this policy cannot serve a model or a region, or None."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached(Whole):
+    """What the caching policies share: opening calls that store, steady calls that read."""
+
+    keeps = True
+    wait: bool = True
+    """Whether rows that are due wait until all are. Without waiting one row's opening widens everybody's call."""
+
+    def init(self, target: Denoiser, batch: int, slots: int) -> PyTree:
+        return target.init_cache(batch, slots)
+
+    def opening(self, target: Denoiser, state: DecodeState) -> Span:
+        """The call of a block that has just opened."""
+        raise NotImplementedError
+
+    def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
+        """Every other call: spans that differ in width alone, the narrowest that holds all rows' ends is taken."""
+        raise NotImplementedError
+
+    def call(
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, shadows: bool
+    ) -> tuple[Reply, PyTree, Bool[Array, "B"], Cost]:
+        """The reply, the cache after it, the rows that took part, and what it cost."""
+        due, live = state.carry.fresh & ~state.done, ~state.done
+        wide = jnp.all(due | state.done) if self.wait else jnp.any(due)
+        first, later = self.opening(target, state), self.steady(target, state, window)
+        # A row that is not due, in a call that is wide for others, recomputes just what it would have alone.
+        mixed = first._replace(
+            new=jnp.where(due, first.new, later[0].new), end=jnp.where(due, first.end, later[0].end),
+            store=jnp.where(due, first.store, 0), length=jnp.where(due, first.length, state.cache.length),
+        )  # fmt: skip
+
+        def open_(cache: PyTree) -> tuple[Reply, PyTree]:
+            reads = live & (~due | (mixed.new > 0))
+            reply, delta = ask(target, params, cache, state, mixed, window, shadows, live=reads)
+            return reply, target.store(cache, delta, mixed.at, mixed.store, mixed.length)
+
+        def go_on(span: Span, cache: PyTree) -> tuple[Reply, PyTree]:
+            return ask(target, params, cache, state, span, window, shadows, live=live)[0], cache
+
+        holds = jnp.stack([jnp.all(state.done | (span.at + span.size >= span.end)) for span in later])
+        which = jnp.where(wide, 0, 1 + jnp.argmax(holds))
+        reply, cache = lax.switch(which, [open_, *(partial(go_on, span) for span in later)], state.cache)
+        rows = jnp.asarray([first.size, *(span.size for span in later)])[which] + (window if shadows else 0)
+        acting = live & (wide | ~due)
+        return reply, cache, acting, Cost(jnp.broadcast_to(rows, due.shape), due & acting)
+
+    def peek(
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int
+    ) -> tuple[Reply, Int32[Array, "B"]]:
+        """A steady call of the widest kind."""
+        span = self.steady(target, state, window)[-1]
+        reply, _ = ask(target, params, state.cache, state, span, window, False, live=~state.done)
+        return reply, jnp.full_like(state.limit, span.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dual(Cached):
+    """Fast-dLLM's dual cache (arXiv 2505.22618): one call on the whole canvas for each block, then the block alone."""
+
+    name = "dual"
+    exact = False
+
+    def opening(self, target: Denoiser, state: DecodeState) -> Span:
+        zero = jnp.zeros_like(state.limit)
+        return Span(zero, state.tokens.shape[1], zero, state.limit, state.limit, state.limit)
+
+    def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
+        front, zero = state.carry, jnp.zeros_like(state.limit)
+        size = min(window + target.shift, state.tokens.shape[1])
+        return (Span(jnp.maximum(front.lo - target.shift, 0), size, front.lo, front.hi, zero, state.cache.length),)
+
+    def check(self, target: Denoiser, region: Any) -> str | None:
+        if target.block:
+            return f"cache 'dual' is for models that see the whole canvas; this one is block-causal ({target.block})."
+        return None if region.reach else f"cache '{self.name}' needs blocks; the region here is the whole canvas."
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(Dual):
+    """Fast-dLLM's prefix cache: what stands before the block is stored, everything from it on is recomputed.
+
+    Compiled for the quarters of the canvas, and a call is as wide as the longest suffix of its rows needs.
+    """
+
+    name = "prefix"
+
+    def opening(self, target: Denoiser, state: DecodeState) -> Span:
+        return super().opening(target, state)._replace(store=state.carry.lo, length=state.carry.lo)
+
+    def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
+        front, zero, slots = state.carry, jnp.zeros_like(state.limit), state.tokens.shape[1]
+        sizes = sorted({max(-(-slots * k // 4), min(window + target.shift, slots)) for k in (1, 2, 3, 4)})
+        at = jnp.maximum(front.lo - target.shift, 0)
+        return tuple(Span(at, size, front.lo, state.limit, zero, state.cache.length) for size in sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCausal(Cached):
+    """Finished blocks are stored for good: exact for a block-causal model.
+
+    A block is stored by the opening call of the next one, which is two blocks wide, so that keeping costs no call of
+    its own.
+    """
+
+    name = "block"
+
+    def prefill(self, target: Denoiser, params: PyTree, state: DecodeState, chunk: int) -> DecodeState:
+        """Store the prompt's whole blocks but the last, which the first opening call stores."""
+        size = -(-max(chunk, 2 * target.block) // target.block) * target.block
+        size = min(size, state.tokens.shape[1])
+        last = jnp.maximum(border(target, state.prompt, state.prompt) - target.block, 0)
+        last = jnp.where(state.done, 0, last)
+
+        def some(s: DecodeState) -> DecodeState:
+            at = s.cache.length
+            end = jnp.minimum(border(target, at + size, s.prompt), last)
+            count = jnp.maximum(end - at, 0)
+            start = jnp.minimum(at, s.tokens.shape[1] - size)  # the write is as wide as the call
+            span = Span(start, size, at, at + count, count, at + count)
+            _, delta = ask(target, params, s.cache, s, span, 1, False, live=count > 0)
+            stored = jnp.where(count > 0, at + count - start, 0)
+            return s.replace(cache=target.store(s.cache, delta, start, stored, at + count))
+
+        return lax.while_loop(lambda s: jnp.any(s.cache.length < last), some, state)
+
+    def opening(self, target: Denoiser, state: DecodeState) -> Span:
+        base = self.base(target, state)
+        at = jnp.maximum(base - target.block, 0)
+        size = min(2 * target.block, state.tokens.shape[1])
+        at = jnp.minimum(at, state.tokens.shape[1] - size)
+        end = jnp.minimum(base + target.block, state.limit)
+        return Span(at, size, jnp.maximum(base - target.block, 0), end, base - at, base)
+
+    def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
+        base, zero = self.base(target, state), jnp.zeros_like(state.limit)
+        at = jnp.maximum(base - target.shift, 0)
+        size = min(target.block + target.shift, state.tokens.shape[1])
+        return (Span(at, size, base, jnp.minimum(base + target.block, state.limit), zero, state.cache.length),)
+
+    def base(self, target: Denoiser, state: DecodeState) -> Int32[Array, "B"]:
+        """Where the model's block begins in which each row works."""
+        return border(target, state.carry.lo, state.prompt)
+
+    def check(self, target: Denoiser, region: Any) -> str | None:
+        if not target.block:
+            return f"cache '{self.name}' is for block-causal models; this one sees the whole canvas."
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class SubBlock(BlockCausal):
+    """Fast-dLLM v2 (arXiv 2509.26328): inside a block, the sub-block alone, against what the block looked like when
+    the sub-block opened. With sub-blocks as long as the block it is `BlockCausal`.
+
+    Deviation: every sub-block opens with a wide call, so it is right for models without shift too, and a call wide
+    enough for the block before is spent each time.
+    """
+
+    name = "sub_block"
+    exact = False
+
+    def opening(self, target: Denoiser, state: DecodeState) -> Span:
+        span = super().opening(target, state)
+        return span._replace(store=span.end - span.at, length=span.end)
+
+    def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
+        front, zero = state.carry, jnp.zeros_like(state.limit)
+        size = min(window + target.shift, state.tokens.shape[1])
+        return (Span(jnp.maximum(front.lo - target.shift, 0), size, front.lo, front.hi, zero, state.cache.length),)
+
+
+POLICIES: dict[str, type[Whole]] = {p.name: p for p in (Whole, Dual, Prefix, BlockCausal, SubBlock)}

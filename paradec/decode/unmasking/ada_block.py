@@ -1,0 +1,48 @@
+"""AdaBlock: a block ends where the text does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Int32
+
+from paradec import struct
+from paradec.decode.view import View
+
+
+@struct.dataclass
+class AdaBlock:
+    """A block ends with the surest predicted delimiter within `ahead` positions, if its confidence is `tau`, else
+    after `size` (arXiv 2509.26432).
+
+    The block's own first call decides, with the logits as the model gave them, and goes on to settle positions in it.
+    The paper looks a quarter of the answer ahead. `tau` above 1 is `Blocks(size)`. Settled positions are no delimiters.
+    """
+
+    delimiter: Int32[Array, "E"]
+    tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.3))
+    size: int = struct.field(pytree_node=False, default=32)
+    ahead: int = struct.field(pytree_node=False, default=64)
+
+    @classmethod
+    def of(cls, delimiter: Iterable[int], tau: float = 0.3, size: int = 32, ahead: int = 64) -> AdaBlock:
+        """The region from plain numbers; `delimiter` are token ids. Raises `ValueError` without any."""
+        ids = sorted(delimiter)
+        if not ids or size < 1 or ahead < 1:
+            raise ValueError("ada_block wants delimiter token ids, such as the newline's, and sizes of 1 or more.")
+        return cls(jnp.asarray(ids, jnp.int32), jnp.float32(tau), size, ahead)
+
+    @property
+    def reach(self) -> int:
+        return max(self.size, self.ahead)
+
+    def __call__(self, view: View) -> Int[Array, "B"]:
+        begins = view.lo[:, None]
+        near = view.open & (view.position >= begins) & (view.position < begins + self.ahead)
+        ends = near & jnp.isin(view.token, self.delimiter)
+        sure = jnp.where(ends, view.confidence, -1.0)
+        at = jnp.argmax(sure, axis=-1)
+        found = jnp.max(sure, axis=-1) >= self.tau
+        past = jnp.take_along_axis(view.position, at[:, None], axis=1)[:, 0] + 1
+        return jnp.where(found, past, view.lo + self.size)

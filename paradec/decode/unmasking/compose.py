@@ -1,0 +1,223 @@
+"""Methods of the canvas engine by name: `credit+local_leap+ada_block` is one part for each of three slots."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from paradec.decode.canvas import Canvas
+from paradec.decode.canvas_cache import POLICIES
+from paradec.decode.unmasking.ada_block import AdaBlock
+from paradec.decode.unmasking.credit import Credit
+from paradec.decode.unmasking.eb import EntropyBounded
+from paradec.decode.unmasking.entropy import Entropy
+from paradec.decode.unmasking.factor import Factor
+from paradec.decode.unmasking.freedave import FreeDave
+from paradec.decode.unmasking.hierarchical import Hierarchical
+from paradec.decode.unmasking.klass import Klass
+from paradec.decode.unmasking.learned_filter import EndOfText, LearnedFilter
+from paradec.decode.unmasking.local_leap import LocalLeap
+from paradec.decode.unmasking.oracle import Oracle
+from paradec.decode.unmasking.prophet import Prophet
+from paradec.decode.unmasking.quota import Quota
+from paradec.decode.unmasking.regions import Blocks, Everything
+from paradec.decode.unmasking.threshold import Threshold
+from paradec.decode.unmasking.wino import Wino
+from paradec.errors import InputError, UnknownName
+from paradec.types import Denoiser
+
+SLOTS = ("rewrite", "select", "region", "stop", "cut", "wrap")
+"""The order in which parts work within a step. A method has at most one part for each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A published rule: which slot it fills, and how it is made of plain numbers."""
+
+    name: str
+    slot: str
+    title: str
+    arxiv: str | None
+    make: Callable[..., Any]
+
+    def options(self) -> dict[str, Any]:
+        """Its options and their defaults; those without one must be given."""
+        return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
+
+
+def _filter(weights: Any, filter: Any, tau: float = 0.96) -> LearnedFilter:
+    return LearnedFilter(weights, filter, jnp.float32(tau))
+
+
+def _end_of_text(eos: Iterable[int], tau: float = 0.0, leftmost: bool = False) -> EndOfText:
+    return EndOfText(jnp.asarray(sorted(eos), jnp.int32), jnp.float32(tau), leftmost)
+
+
+def _freedave(drafts: int = 4) -> int:
+    if drafts < 1:
+        raise ValueError(f"freedave looks at one state or more; drafts={drafts} was given.")
+    return drafts
+
+
+PARTS: Mapping[str, Part] = {
+    part.name: part
+    for part in (
+        Part("quota", "select", "LLaDA: a schedule of confidence", "2502.09992", Quota.of),
+        Part("threshold", "select", "Fast-dLLM: confidence threshold", "2505.22618", Threshold.of),
+        Part("factor", "select", "Fast-dLLM: factor", "2505.22618", Factor.of),
+        Part("entropy", "select", "dParallel: entropy threshold", "2509.26488", Entropy.of),
+        Part("eb", "select", "EB-sampler", "2505.24857", EntropyBounded.of),
+        Part("klass", "select", "KLASS", "2511.05664", Klass.of),
+        Part("hierarchical", "select", "dInfer: hierarchical", "2510.08666", Hierarchical.of),
+        Part("local_leap", "select", "LocalLeap", "2510.07081", LocalLeap.of),
+        Part("learned_filter", "select", "Learn2PD: learned filter", "2509.25188", _filter),
+        Part("wino", "select", "WINO", "2507.18578", Wino.of),
+        Part("oracle", "select", "Extremely greedy parallel decoding", "2509.25188", Oracle),
+        Part("credit", "rewrite", "CreditDecoding", "2510.06133", Credit.of),
+        Part("ada_block", "region", "AdaBlock", "2509.26432", AdaBlock.of),
+        Part("prophet", "stop", "Prophet", "2508.19982", Prophet.of),
+        Part("end_of_text", "cut", "Learn2PD: end-of-text prediction", "2509.25188", _end_of_text),
+        Part("freedave", "wrap", "FreeDave", "2510.00294", _freedave),
+    )
+}
+
+
+def compose(
+    target: Denoiser,
+    names: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    block: int | None = None,
+    cache: str = "none",
+    wait: bool = True,
+    eos: Iterable[int] = (),
+    ends: str = "free",
+    tempered: bool = False,
+) -> Canvas | FreeDave:
+    """The method that `names`, joined by "+", describe, for one model.
+
+    Without a select rule it is static decoding, one position a call. `options` are the parts' own: "tau", or
+    "threshold.tau" where several parts have one. `block` is the block length: None is the model's own, or the whole
+    answer; `cache` one of "none", "dual", "prefix", "block", "sub_block" (see `decode.canvas_cache`), and `wait` says
+    whether rows wait for each other at block borders under it. Raises `UnknownName` for a part or an option that does
+    not exist, and `InputError` for parts that cannot be combined.
+    """
+    chosen = _parts(names)
+    made = {slot: part.make(**_own(part, chosen, options or {}, eos)) for slot, part in chosen.items()}
+    _check_names(chosen.values(), options or {})
+    fixed = block is not None or target.block > 0
+    region = made.get("region") or (_blocks(target, block) if fixed else Everything())
+    method = Canvas(
+        target=target, select=made.get("select", Quota.of()), region=region, rewrite=made.get("rewrite"),
+        stop=made.get("stop"), cut=made.get("cut"), cache=_policy(cache, wait),
+        eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), ends=ends, tempered=tempered,
+    )  # fmt: skip
+    check(method, chosen)
+    return FreeDave(method, made["wrap"]) if "wrap" in made else method
+
+
+def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
+    """Raise `InputError` for parts that cannot work together, or with this model or cache."""
+    target, region, select = method.target, method.region, method.select
+    reads = getattr(select, "reads", 0)
+    shadows, keeps = getattr(select, "shadows", False), method.cache.keeps
+    whole = [chosen[slot].name for slot in ("stop", "cut") if slot in chosen]
+    name = chosen["select"].name if "select" in chosen else "quota"
+    problems = (
+        (method.ends not in ("free", "late", "never"), f"ends is free, late or never; {method.ends!r} was given."),
+        (bool(reads) and region.reach != reads, f"{name} was trained for blocks of {reads}; give block={reads}."),
+        (
+            "region" in chosen and bool(target.block),
+            f"ada_block cannot choose blocks for a block-causal model: its mask fixes them at {target.block}.",
+        ),
+        (
+            bool(whole) and keeps,
+            f"{' and '.join(whole)} must see the whole canvas; cache '{method.cache.name}' recomputes a part of it.",
+        ),
+        (
+            "wrap" in chosen and getattr(select, "revocable", False),
+            f"freedave needs a rule that never takes back a token, and {name} does.",
+        ),
+        ("wrap" in chosen and shadows, f"freedave cannot look at drafts through the shadow rows of {name}."),
+        (shadows and target.shift, f"{name} cannot verify a model with shifted logits: its shadows are one place off."),
+        (shadows and not hasattr(target, "base"), f"{name} needs shadow rows, which {target} does not compute."),
+    )
+    for wrong, sentence in problems:
+        if wrong:
+            raise InputError(sentence)
+    if reason := method.cache.check(target, region):
+        raise InputError(reason)
+
+
+def _parts(names: str) -> dict[str, Part]:
+    chosen: dict[str, Part] = {}
+    for name in filter(None, (n.strip() for n in names.split("+"))):
+        if name not in PARTS:
+            raise UnknownName("unmasking rule", name, PARTS)
+        part = PARTS[name]
+        if part.slot in chosen:
+            first = chosen[part.slot].name
+            raise InputError(f"{first!r} and {name!r} both fill the slot {part.slot!r}; leave one out.")
+        chosen[part.slot] = part
+    return chosen
+
+
+def _own(part: Part, chosen: Mapping[str, Part], options: Mapping[str, Any], eos: Iterable[int]) -> dict[str, Any]:
+    known, own = part.options(), {}
+    if part.name == "end_of_text":
+        own["eos"] = tuple(eos)
+        if not own["eos"]:
+            raise InputError("end_of_text needs end-of-text token ids: give eos.")
+    for key, value in options.items():
+        owner, _, field = key.rpartition(".")
+        if field not in known or owner not in ("", part.name):
+            continue
+        sharing = [p.name for p in chosen.values() if field in p.options()]
+        if not owner and len(sharing) > 1:
+            raise InputError(f"{' and '.join(sharing)} all have an option {field}; write {part.name}.{field}.")
+        own[field] = value
+    missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in own]
+    if missing:
+        raise InputError(f"{part.name} needs the option {part.name}.{missing[0]}.")
+    return own
+
+
+def _check_names(chosen: Iterable[Part], options: Mapping[str, Any]) -> None:
+    known = {n for part in chosen for field in part.options() for n in (field, f"{part.name}.{field}")}
+    for key in options:
+        if key not in known:
+            raise UnknownName("option of these rules", key, known)
+
+
+def _policy(name: str, wait: bool) -> Any:
+    if name not in POLICIES:
+        raise UnknownName("cache", name, POLICIES)
+    policy = POLICIES[name]
+    return policy(wait=wait) if policy.keeps else policy()
+
+
+def _blocks(target: Denoiser, block: int | None) -> Blocks:
+    size = target.block if block is None else block
+    if size < 1:
+        raise InputError(f"A block is at least one token long; {size} was given.")
+    if target.block and target.block % size:
+        raise InputError(f"Blocks of {size} do not divide the model's blocks of {target.block}.")
+    return Blocks(size, target.grid if target.block else "prompt")
+
+
+def whole_blocks(method: Canvas | FreeDave, new_tokens: int, prompt: int = 0) -> None:
+    """Raise `InputError` where `new_tokens` after a prompt of `prompt` do not fill whole blocks of the model.
+
+    A block-causal model was trained on full blocks only. Models that see the whole canvas may end on a shorter one.
+    """
+    target = method.target
+    first = prompt if target.block and target.grid == "text" else 0
+    if target.block and (first + new_tokens) % target.block:
+        fit = -(-(first + new_tokens) // target.block) * target.block - first
+        raise InputError(
+            f"{new_tokens} new tokens do not fill the model's blocks of {target.block}; ask for {fit} and cut the text."
+        )

@@ -1,0 +1,45 @@
+"""CreditDecoding: a prediction that stays gains credit, and passes the bar earlier."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from paradec import struct
+from paradec.decode.view import View
+
+
+@struct.dataclass
+class Credit:
+    """Adds `alpha` log(1 + credit) to the logits (arXiv 2510.06133); any select rule may follow.
+
+    At each call the block's credit decays by `beta`, then every open position gives its likeliest token p**`gamma`, and
+    only then the logits are rewritten. Credit starts anew with the block. `alpha` 0 changes nothing. Of constant
+    probability p it grows to p**gamma / (1 - beta), so at (.7, .2, .8) and a bar of .9 nothing below .727 ever passes.
+    """
+
+    alpha: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.7))
+    gamma: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.2))
+    beta: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.8))
+
+    @classmethod
+    def of(cls, alpha: float = 0.7, gamma: float = 0.2, beta: float = 0.8) -> Credit:
+        """The rewrite from plain numbers. Raises `ValueError` where credit would not decay or count against a token."""
+        if alpha < 0 or not 0 <= beta < 1:
+            raise ValueError(f"credit wants alpha >= 0 and 0 <= beta < 1; {alpha} and {beta} were given.")
+        return cls(jnp.float32(alpha), jnp.float32(gamma), jnp.float32(beta))
+
+    def init(self, batch: int, window: int, vocab: int) -> PyTree:
+        """Credit of every token at every position of the window, from the block's beginning."""
+        return jnp.zeros((batch, window, vocab), jnp.float32)
+
+    def __call__(self, view: View, carry: PyTree) -> tuple[Float[Array, "B W V"], PyTree]:
+        credit = jnp.where(view.fresh[:, None, None], 0.0, carry * self.beta)
+        top = jnp.argmax(view.logits, axis=-1)
+        p = jnp.exp(jnp.max(view.logits, axis=-1) - jax.nn.logsumexp(view.logits, axis=-1))
+        token = lax.broadcasted_iota(top.dtype, view.logits.shape, 2)
+        gain = jnp.where(view.eligible, p**self.gamma, 0.0)
+        credit = credit + jnp.where(token == top[..., None], gain[..., None], 0.0)
+        return view.logits + self.alpha * jnp.log1p(credit), credit

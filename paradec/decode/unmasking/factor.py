@@ -1,0 +1,39 @@
+"""As many as can be wrong together: Fast-dLLM's factor rule."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from paradec import struct
+from paradec.decode.view import Choice, View, count, rank
+
+
+@struct.dataclass
+class Factor:
+    """Settles the longest prefix of n positions in falling confidence with (n + 1)(1 - c_n) <= `f` (arXiv 2505.22618).
+
+    By the paper's theorem 1, up to f = 1 the tokens that are likeliest one by one are also likeliest together.
+    `compat` repeats the published code, in which the last mask of a block is settled with the one before it whatever
+    its confidence.
+    """
+
+    f: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(1.0))
+    compat: bool = struct.field(pytree_node=False, default=False)
+
+    @classmethod
+    def of(cls, f: float = 1.0, compat: bool = False) -> Factor:
+        """A factor from a plain number."""
+        return cls(jnp.float32(f), compat)
+
+    def init(self, batch: int, window: int, vocab: int) -> PyTree:
+        return ()
+
+    def __call__(self, view: View, carry: PyTree) -> Choice:
+        place = rank(view.confidence, view.eligible)
+        # Confidence falls with the rank and the bar rises, so what passes is a prefix.
+        accept = view.eligible & (view.confidence >= 1 - self.f / (place + 2))
+        if self.compat:
+            passed, masks = jnp.maximum(count(accept), 1), count(view.eligible)
+            accept = accept | (view.eligible & (place == masks[:, None] - 1) & (passed >= masks - 1)[:, None])
+        return Choice(accept)

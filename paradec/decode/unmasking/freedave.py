@@ -1,0 +1,143 @@
+"""FreeDave: speculation over the canvas engine's own step. Exact, and faster, for any deterministic rule."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int, PyTree
+
+from paradec import struct
+from paradec.decode.canvas import Canvas, Front, keep
+from paradec.decode.canvas_cache import Reply
+from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling
+
+
+@struct.dataclass
+class Held:
+    """What a FreeDave row carries: the base method's own carry, and the reply to the state as it stands."""
+
+    front: Front
+    reply: Reply
+
+
+@struct.dataclass
+class FreeDave:
+    """Returns the texts of `base` from fewer calls (arXiv 2510.00294).
+
+    From one reply the base's transition is applied again and again, which gives the next state for certain and guesses
+    for `drafts` - 1 more. One call as many times wider looks at all of them; the true successors of each are
+    computed, and the chain is followed as far as guess and truth agree in every token, open position and border.
+    The reply to the last state that was reached is already there, so no call is spent on it, and no decode takes more
+    calls than its base.
+
+    Deviations: any rule and any composition may be the base, thresholds included, because agreement is asked of whole
+    states (the paper's second draft mode compares subsets, and is not exact); states may lie beyond the block where
+    no cache is kept (the paper's eager mode). With a cache a chain ends at the border.
+    """
+
+    base: Canvas
+    drafts: int = struct.field(pytree_node=False, default=4)
+
+    @property
+    def target(self) -> Denoiser:
+        return self.base.target
+
+    @property
+    def eos(self) -> Int[Array, "E"]:
+        return self.base.eos
+
+    def init(
+        self, params: PyTree, prompt: Prompt, limit: Int[Array, "B"], key: jax.Array, sampling: Sampling, slots: int
+    ) -> DecodeState:
+        """The base's first state, without a reply yet."""
+        state = self.base.init(params, prompt, limit, key, sampling, slots)
+        depths = jnp.zeros((prompt.length.shape[0], self.drafts - 1), jnp.int32)
+        state = state.replace(stats=state.stats.replace(offered=depths, accepted=depths))
+        reply = jax.eval_shape(lambda: self.base.predict(params, state)[0])
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), reply)
+        return state.replace(carry=Held(front=state.carry, reply=empty))
+
+    def prefill(self, params: PyTree, state: DecodeState, chunk: int) -> DecodeState:
+        """Read the prompt, and make the first call, which drafts and settles nothing yet."""
+        plain = self.base.prefill(params, state.replace(carry=state.carry.front), chunk)
+        reply, called, acting = self.base.predict(params, plain)
+        called = keep(called, plain, acting)
+        return called.replace(carry=Held(front=called.carry, reply=reply))
+
+    def step(self, params: PyTree, state: DecodeState) -> DecodeState:
+        """One call, `drafts` times as wide as the base's; or, where all rows open a block, the base's opening call."""
+        held = state.carry
+        plain = state.replace(carry=held.front)
+        first = keep(self.base.transition(plain, held.reply), plain, ~state.done)
+        if not self.base.cache.keeps:
+            return self.chain(params, state, first, jnp.zeros_like(state.done))
+        due = first.carry.fresh & ~first.done
+        return lax.cond(
+            jnp.all(due | first.done), lambda: self.open(params, first), lambda: self.chain(params, state, first, due)
+        )
+
+    def open(self, params: PyTree, first: DecodeState) -> DecodeState:
+        """The opening call of a block under a cache: no drafts."""
+        reply, called, acting = self.base.predict(params, first)
+        called = keep(called, first, acting)
+        return called.replace(carry=Held(front=called.carry, reply=reply))
+
+    def chain(self, params: PyTree, state: DecodeState, first: DecodeState, due: Bool[Array, "B"]) -> DecodeState:
+        """Draft from the old reply, look at all drafts in one call, follow them as far as they are true.
+
+        Rows that are `due` for an opening call wait.
+        """
+        bare = first.replace(cache=None)
+        guess = lambda s, _: (keep(self.base.transition(s, state.carry.reply), s, ~s.done),) * 2
+        _, rest = lax.scan(guess, bare, None, length=self.drafts - 1)
+        drafts = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), bare, rest)
+        peek = lambda s: self.base.peek(params, s.replace(cache=first.cache))
+        replies, cost = jax.vmap(peek)(drafts)
+        acting = ~first.done & ~due
+        called = bare.replace(calls=bare.calls + acting)
+        kept, depth = self.follow(called, drafts, replies, acting)
+        stats, d = first.stats, jnp.arange(self.drafts - 1)[None]
+        stats = stats.replace(
+            queries=stats.queries + jnp.where(acting, jnp.sum(cost, axis=0), 0),
+            offered=stats.offered + acting[:, None].astype(jnp.int32),
+            accepted=stats.accepted + (acting[:, None] & (d < depth[:, None])).astype(jnp.int32),
+        )
+        new = kept.replace(cache=first.cache, stats=stats)
+        # What has finished with its first state needs no call; what is due keeps its state, and its reply, and waits.
+        done = first.replace(carry=Held(front=first.carry, reply=state.carry.reply))
+        return keep(keep(new, done, acting), state, ~due & ~state.done)
+
+    def follow(
+        self, state: DecodeState, drafts: DecodeState, replies: Reply, acting: Bool[Array, "B"]
+    ) -> tuple[DecodeState, Int[Array, "B"]]:
+        """The last state that the drafts reach, with its reply (or its successor, if that is the end), and how many
+        drafts were true."""
+
+        def one(so_far: tuple, seen: tuple[Reply, DecodeState]) -> tuple[tuple, None]:
+            now, kept, alive, depth = so_far
+            reply, ahead = seen
+            after = self.base.transition(now, reply)
+            holding = lambda s: s.replace(carry=Held(front=s.carry, reply=reply))
+            best = keep(holding(after), holding(now), after.done)
+            kept = keep(best, kept, alive)
+            same = agree(after, ahead) & ~after.done
+            if self.base.cache.keeps:
+                same &= ~after.carry.fresh
+            depth = depth + (alive & (same | after.done))
+            return (keep(after, now, alive), kept, alive & same, depth), None
+
+        last = jax.tree.map(lambda x: jnp.concatenate([x[1:], x[-1:]]), drafts)
+        start = state.replace(carry=Held(front=state.carry, reply=jax.tree.map(lambda x: x[0], replies)))
+        zero = jnp.zeros_like(state.calls)
+        (_, kept, _, depth), _ = lax.scan(one, (state, start, acting, zero), (replies, last))
+        return kept, jnp.minimum(depth, self.drafts - 1)
+
+
+def agree(a: DecodeState, b: DecodeState) -> Bool[Array, "B"]:
+    """Whether two states show the model the same canvas, and rules the same block."""
+    open_a, open_b = a.committed_at == OPEN, b.committed_at == OPEN
+    tokens = jnp.where(open_a, 0, a.tokens) == jnp.where(open_b, 0, b.tokens)
+    x, y = a.carry, b.carry
+    fronts = (x.lo == y.lo) & (x.hi == y.hi) & (x.fresh == y.fresh) & (a.limit == b.limit)
+    return fronts & jnp.all(tokens & (open_a == open_b), axis=-1)

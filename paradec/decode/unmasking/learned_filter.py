@@ -1,0 +1,72 @@
+"""Learn2PD: a small network says which positions have their final token, and nothing behind the end is decoded."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+
+from paradec import struct
+from paradec.decode.view import Choice, View, best
+from paradec.models.heads import ConfidenceFilter, FilterWeights
+from paradec.types import OPEN
+
+
+@struct.dataclass
+class LearnedFilter:
+    """Settles positions for which a filter of the block's confidences says more than `tau` (arXiv 2509.25188).
+
+    The filter reads exactly one block, so blocks must be as long as its input. Settled positions show it the
+    probability that the call gives their token (LLaDA's convention); places past the row's end show `ConfidenceFilter.
+    BEYOND`, in training too. `tau` of 1 and more is one position a call.
+    """
+
+    weights: FilterWeights
+    filter: ConfidenceFilter = struct.field(pytree_node=False)
+    tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.96))
+
+    @property
+    def reads(self) -> int:
+        """The block length it was trained for."""
+        return self.filter.length
+
+    def init(self, batch: int, window: int, vocab: int) -> PyTree:
+        return ()
+
+    def __call__(self, view: View, carry: PyTree) -> Choice:
+        seen = observed(view)[:, : self.filter.length]
+        sure = jax.nn.sigmoid(self.filter(self.weights, seen)) > self.tau
+        sure = jnp.pad(sure, ((0, 0), (0, view.open.shape[1] - sure.shape[1])))
+        return Choice(view.eligible & sure)
+
+
+def observed(view: View) -> Float[Array, "B W"]:
+    """What a filter is shown: confidence where open, the probability of what stands there where settled."""
+    log_p = jax.nn.log_softmax(view.logits, axis=-1)
+    settled = jnp.exp(jnp.take_along_axis(log_p, view.current[..., None], axis=-1)[..., 0])
+    return jnp.where(view.inside, jnp.where(view.open, view.confidence, settled), ConfidenceFilter.BEYOND)
+
+
+@struct.dataclass
+class EndOfText:
+    """Learn2PD's end-of-text prediction: the row's limit falls to just behind a predicted end-of-text token.
+
+    Where a call settles one, the first of them is the end. Where it does not, the surest open position that proposes
+    one is, if it is at least `tau` sure (the published rule has no bar, 0: it can cut an answer short). The end itself
+    is settled later, and need not become end-of-text. Deviation: `leftmost` takes the first such position, not the
+    surest.
+    """
+
+    eos: Int32[Array, "E"]
+    tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.0))
+    leftmost: bool = struct.field(pytree_node=False, default=False)
+
+    def __call__(self, view: View, accept: Bool[Array, "B W"]) -> Int[Array, "B"]:
+        """The new limit of each row, at most the old one."""
+        says = view.open & jnp.isin(view.token, self.eos)
+        sure = says & (view.confidence >= self.tau)
+        pick = sure if self.leftmost else best(view.confidence, sure)
+        last = lambda mask: jnp.min(jnp.where(mask, view.position, OPEN - 1), axis=-1)
+        chosen = accept & says
+        end = jnp.where(chosen.any(-1), last(chosen), last(pick))
+        return jnp.minimum(view.limit, end + 1)

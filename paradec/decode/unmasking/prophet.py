@@ -1,0 +1,48 @@
+"""Prophet: the answer may be known before the text is."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from paradec import struct
+from paradec.decode.view import View
+
+
+@struct.dataclass
+class Prophet:
+    """Settles every open position at once when the answer's tokens are far enough ahead (arXiv 2508.19982).
+
+    Far enough: the mean gap between the two best logits over `width` positions from `answer` on (counted from the
+    prompt's end; negative: from the row's end) reaches `bar`, whose three values hold while less than 33 %, less than
+    67 % and more of `steps` steps are made (0 steps: as many as the row has positions to fill). Gaps are in logit
+    units of one model: recalibrate them for another.
+    """
+
+    bar: Float[Array, "3"] = struct.field(default_factory=lambda: jnp.asarray([7.5, 5.0, 2.5], jnp.float32))
+    answer: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(-5))
+    width: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(5))
+    steps: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(0))
+
+    @classmethod
+    def of(
+        cls, early: float = 7.5, mid: float = 5.0, late: float = 2.5, answer: int = -5, width: int = 5, steps: int = 0
+    ) -> Prophet:
+        """The rule from plain numbers. Raises `ValueError` for an empty answer region."""
+        if width < 1 or steps < 0:
+            raise ValueError(f"prophet wants a width of 1 or more and steps of 0 or more; {width}, {steps} were given.")
+        bar = jnp.asarray([early, mid, late], jnp.float32)
+        return cls(bar, jnp.int32(answer), jnp.int32(width), jnp.int32(steps))
+
+    def __call__(self, view: View) -> Bool[Array, "B"]:
+        best = lax.top_k(view.logits, 2)[0]
+        first = jnp.where(self.answer < 0, view.limit, view.prompt) + self.answer
+        region = (view.position >= first[:, None]) & (view.position < first[:, None] + self.width)
+        region &= (view.position >= view.prompt[:, None]) & (view.position < view.limit[:, None])
+        size = jnp.sum(region, axis=-1)
+        gap = jnp.sum(jnp.where(region, best[..., 0] - best[..., 1], 0.0), axis=-1) / jnp.maximum(size, 1)
+        steps = jnp.where(self.steps > 0, self.steps, view.limit - view.prompt)
+        made = (view.turn + 1) / jnp.maximum(steps, 1)
+        bar = jnp.where(made < 0.33, self.bar[0], jnp.where(made < 0.67, self.bar[1], self.bar[2]))
+        return (gap >= bar) & (size > 0)

@@ -1,0 +1,52 @@
+"""WINO: settle early, look again, and take back what does not hold."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, PyTree
+
+from paradec import struct
+from paradec.decode.view import Choice, View, best, count, rank
+
+
+@struct.dataclass
+class Wino:
+    """Settles positions above `tau`, and opens settled ones of the block again whose token falls below `bar` in the
+    eyes of a shadow row, which sees the canvas but not the token itself (arXiv 2507.18578).
+
+    At most max(.7 of the masks, 5) and at most 20 are settled in a call; at most one less than the call before
+    settled is taken back, the worst; nothing in a call that settles one. So every block ends. A shadow sees the token
+    through its neighbours' states from the second layer on: it is no leave-one-out law.
+    """
+
+    tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.6))
+    bar: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.9))
+    most: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(20))
+    shadows = True
+    revocable = True
+
+    @classmethod
+    def of(cls, tau: float = 0.6, bar: float = 0.9, most: int = 20) -> Wino:
+        """The rule from plain numbers. Raises `ValueError` for a cap below 1."""
+        if most < 1:
+            raise ValueError(f"wino settles at least one position a call; most={most} was given.")
+        return cls(jnp.float32(tau), jnp.float32(bar), jnp.int32(most))
+
+    def init(self, batch: int, window: int, vocab: int) -> PyTree:
+        """How many positions the call before settled; 30 at a block's beginning, as published."""
+        return jnp.full(batch, 30, jnp.int32)
+
+    def __call__(self, view: View, carry: PyTree) -> Choice:
+        last = jnp.where(view.fresh, 30, carry)
+        cap = jnp.minimum(jnp.maximum((0.7 * count(view.eligible)).astype(jnp.int32), 5), self.most)
+        accept = view.eligible & (view.confidence > self.tau) & (rank(view.confidence, view.eligible) < cap[:, None])
+        accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
+        settled = count(accept)
+        law = jax.nn.softmax(view.shadow, axis=-1)
+        held = jnp.take_along_axis(law, view.current[..., None], axis=-1)[..., 0]
+        doubted = view.inside & ~view.open & (view.position >= view.prompt[:, None]) & (held < self.bar)
+        worst = rank(-held, doubted)
+        most = jnp.where(count(doubted) >= last, last - 1, view.position.shape[1])
+        reopen = doubted & (worst < most[:, None]) & (settled > 1)[:, None]
+        return Choice(accept, carry=settled, reopen=reopen)
