@@ -140,7 +140,7 @@ class Canvas:
             queries=state.stats.queries + jnp.where(acting, cost.queries, 0),
             refreshes=state.stats.refreshes + (acting & cost.refreshed).astype(jnp.int32),
         )
-        return reply, state.replace(cache=cache, calls=state.calls + acting, stats=stats), acting
+        return reply, state.replace(cache=cache, calls=state.calls + acting.astype(jnp.int32), stats=stats), acting
 
     def peek(self, params: PyTree, state: DecodeState) -> tuple[Reply, Int[Array, "B"]]:
         """The reply to a state whose block is open already, and its cost in rows. Nothing is stored or counted."""

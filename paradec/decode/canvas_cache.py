@@ -79,7 +79,7 @@ def ask(
         wanted = jnp.broadcast_to(lax.iota(jnp.int32, slots)[None], wanted.shape)
     here = jnp.minimum(position, slots - 1)
     fresh = (position >= span.new[:, None]) & (position < span.end[:, None])
-    read = jnp.clip(wanted - span.at[:, None] - target.shift, 0, span.size - 1)
+    read = jnp.clip(wanted - span.at[:, None] - int(target.shift), 0, span.size - 1)
     token, beside = seen(target, state, here), None
     if shadows:
         token = jnp.concatenate([token, jnp.full(wanted.shape, target.mask_id, jnp.int32)], axis=1)
@@ -206,8 +206,8 @@ class Dual(Cached):
 
     def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
         front, zero = state.carry, jnp.zeros_like(state.limit)
-        size = min(window + target.shift, state.tokens.shape[1])
-        return (Span(jnp.maximum(front.lo - target.shift, 0), size, front.lo, front.hi, zero, state.cache.length),)
+        size = min(window + int(target.shift), state.tokens.shape[1])
+        return (Span(jnp.maximum(front.lo - int(target.shift), 0), size, front.lo, front.hi, zero, state.cache.length),)
 
     def check(self, target: Denoiser, region: Any) -> str | None:
         if target.block:
@@ -229,8 +229,8 @@ class Prefix(Dual):
 
     def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
         front, zero, slots = state.carry, jnp.zeros_like(state.limit), state.tokens.shape[1]
-        sizes = sorted({max(-(-slots * k // 4), min(window + target.shift, slots)) for k in (1, 2, 3, 4)})
-        at = jnp.maximum(front.lo - target.shift, 0)
+        sizes = sorted({max(-(-slots * k // 4), min(window + int(target.shift), slots)) for k in (1, 2, 3, 4)})
+        at = jnp.maximum(front.lo - int(target.shift), 0)
         return tuple(Span(at, size, front.lo, state.limit, zero, state.cache.length) for size in sizes)
 
 
@@ -273,8 +273,8 @@ class BlockCausal(Cached):
 
     def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
         base, zero = self.base(target, state), jnp.zeros_like(state.limit)
-        at = jnp.maximum(base - target.shift, 0)
-        size = min(target.block + target.shift, state.tokens.shape[1])
+        at = jnp.maximum(base - int(target.shift), 0)
+        size = min(target.block + int(target.shift), state.tokens.shape[1])
         return (Span(at, size, base, jnp.minimum(base + target.block, state.limit), zero, state.cache.length),)
 
     def base(self, target: Denoiser, state: DecodeState) -> Int32[Array, "B"]:
@@ -305,8 +305,10 @@ class SubBlock(BlockCausal):
 
     def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
         front, zero = state.carry, jnp.zeros_like(state.limit)
-        size = min(window + target.shift, state.tokens.shape[1])
-        return (Span(jnp.maximum(front.lo - target.shift, 0), size, front.lo, front.hi, zero, state.cache.length),)
+        # The whole sub-block: where a prompt ends inside it, its last tokens have seen this sub-block's masks too.
+        new = jnp.clip(front.hi - window, self.base(target, state), front.lo)
+        size = min(window + int(target.shift), state.tokens.shape[1])
+        return (Span(jnp.maximum(new - int(target.shift), 0), size, new, front.hi, zero, state.cache.length),)
 
 
 POLICIES: dict[str, type[Whole]] = {p.name: p for p in (Whole, Dual, Prefix, BlockCausal, SubBlock)}

@@ -32,7 +32,7 @@ class Factor:
     def __call__(self, view: View, carry: PyTree) -> Choice:
         place = rank(view.confidence, view.eligible)
         # Confidence falls with the rank and the bar rises, so what passes is a prefix.
-        accept = view.eligible & (view.confidence >= 1 - self.f / (place + 2))
+        accept = view.eligible & (view.confidence >= 1 - self.f / (place + 2).astype(jnp.float32))
         if self.compat:
             passed, masks = jnp.maximum(count(accept), 1), count(view.eligible)
             accept = accept | (view.eligible & (place == masks[:, None] - 1) & (passed >= masks - 1)[:, None])

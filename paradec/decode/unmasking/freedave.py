@@ -95,7 +95,7 @@ class FreeDave:
         peek = lambda s: self.base.peek(params, s.replace(cache=first.cache))
         replies, cost = jax.vmap(peek)(drafts)
         acting = ~first.done & ~due
-        called = bare.replace(calls=bare.calls + acting)
+        called = bare.replace(calls=bare.calls + acting.astype(jnp.int32))
         kept, depth = self.follow(called, drafts, replies, acting)
         stats, d = first.stats, jnp.arange(self.drafts - 1)[None]
         stats = stats.replace(
@@ -124,7 +124,7 @@ class FreeDave:
             same = agree(after, ahead) & ~after.done
             if self.base.cache.keeps:
                 same &= ~after.carry.fresh
-            depth = depth + (alive & (same | after.done))
+            depth = depth + (alive & (same | after.done)).astype(jnp.int32)
             return (keep(after, now, alive), kept, alive & same, depth), None
 
         last = jax.tree.map(lambda x: jnp.concatenate([x[1:], x[-1:]]), drafts)

@@ -35,7 +35,7 @@ class Hierarchical:
     def _best_of_run(self, view: View) -> Bool[Array, "B W"]:
         """Whether a position is the surest of its run of eligible neighbours, the first of equals."""
         begins = view.eligible & ~jnp.pad(view.eligible, ((0, 0), (1, 0)))[:, :-1]
-        run = jnp.cumsum(begins, axis=-1)
+        run = jnp.cumsum(begins, axis=-1, dtype=jnp.int32)
         slot = lax.iota(jnp.int32, run.shape[1])
         together = (run[:, None] == run[:, :, None]) & view.eligible[:, None]
         mine, other = view.confidence[:, :, None], view.confidence[:, None]

@@ -37,7 +37,7 @@ class Quota:
         masks = jnp.where(view.fresh, count(view.eligible), carry[0])
         step = jnp.where(view.fresh, 0, carry[1])
         steps = jnp.maximum(self.steps, 1)
-        share = masks // steps + (step < masks % steps)
+        share = masks // steps + (step < masks % steps).astype(jnp.int32)
         k = jnp.where(self.steps > 0, share, self.per_call)
         accept = rank(view.score(self.score), view.eligible) < k[:, None]
         return Choice(accept, carry=(masks, step + 1))

@@ -39,7 +39,7 @@ class Wino:
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         last = jnp.where(view.fresh, 30, carry)
-        cap = jnp.minimum(jnp.maximum((0.7 * count(view.eligible)).astype(jnp.int32), 5), self.most)
+        cap = jnp.minimum(jnp.maximum((0.7 * count(view.eligible).astype(jnp.float32)).astype(jnp.int32), 5), self.most)
         accept = view.eligible & (view.confidence > self.tau) & (rank(view.confidence, view.eligible) < cap[:, None])
         accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
         settled = count(accept)
