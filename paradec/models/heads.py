@@ -118,4 +118,5 @@ class ConfidenceFilter:
 
     def __call__(self, weights: FilterWeights, confidence: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
         """Logits: above 0 is more likely final than not."""
-        return jax.nn.relu(confidence @ weights.into + weights.bias) @ weights.out + weights.out_bias
+        layer = lambda x, w, b: jnp.dot(x, w) + jnp.broadcast_to(b, (*x.shape[:-1], w.shape[1]))
+        return layer(jax.nn.relu(layer(confidence, weights.into, weights.bias)), weights.out, weights.out_bias)

@@ -31,9 +31,10 @@ class Factor:
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         place = rank(view.confidence, view.eligible)
-        # Confidence falls with the rank and the bar rises, so what passes is a prefix.
-        accept = view.eligible & (view.confidence >= 1 - self.f / (place + 2).astype(jnp.float32))
+        # Confidence falls with the rank and the bar rises, so what passes is a prefix; the first always does.
+        sure = view.confidence >= 1 - self.f / (place + 2).astype(jnp.float32)
+        accept = view.eligible & (sure | (place == 0))
         if self.compat:
-            passed, masks = jnp.maximum(count(accept), 1), count(view.eligible)
+            passed, masks = count(accept), count(view.eligible)
             accept = accept | (view.eligible & (place == masks[:, None] - 1) & (passed >= masks - 1)[:, None])
         return Choice(accept)
