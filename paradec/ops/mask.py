@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 from paradec import struct
 from paradec.types import Place
@@ -39,7 +39,9 @@ class Mask:
         return Either(self, other)
 
 
-def _pair(query: Int[Array, "B Q"], key: Int[Array, "B S"]) -> tuple[Int[Array, "B Q 1"], Int[Array, "B 1 S"]]:
+def _pair(
+    query: Shaped[Array, "B Q"], key: Shaped[Array, "B S"]
+) -> tuple[Shaped[Array, "B Q 1"], Shaped[Array, "B 1 S"]]:
     return query[:, :, None], key[:, None, :]
 
 

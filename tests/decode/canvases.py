@@ -53,9 +53,9 @@ def chain(rows=8, length=32, vocab=12, seed=1, accuracy=0.7):
 STARTS, ENDS = (0, 3, 5, 0, 8, 1, 2, 0), (32, 32, 29, 20, 32, 32, 11, 32)
 
 
-def on_chain(names, options=None, *, seed=1, **rest):
+def on_chain(names, options=None, *, seed=1, accuracy=0.7, **rest):
     """A decode of ragged rows of `chain` by the rules of that name."""
-    model, params, text = chain(seed=seed)
+    model, params, text = chain(seed=seed, accuracy=accuracy)
     method = compose(model, names, options, **({"block": 8} | rest))
     prompt = Prompt(token=text, length=jnp.asarray(STARTS, jnp.int32))
     return decode(method, params, prompt, ENDS, slots=32)

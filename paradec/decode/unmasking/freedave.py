@@ -88,14 +88,15 @@ class FreeDave:
 
         Rows that are `due` for an opening call wait.
         """
-        bare = first.replace(cache=None)
-        guess = lambda s, _: (keep(self.base.transition(s, state.carry.reply), s, ~s.done),) * 2
-        _, rest = lax.scan(guess, bare, None, length=self.drafts - 1)
-        drafts = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), bare, rest)
-        peek = lambda s: self.base.peek(params, s.replace(cache=first.cache))
-        replies, cost = jax.vmap(peek)(drafts)
+        fixed = dict(key=first.key, sampling=first.sampling)
+        bare = lambda s: s.replace(cache=None, key=None, sampling=None)
+        after = lambda s: keep(self.base.transition(s, state.carry.reply), s, ~s.done)
+        guess = lambda s, _: (bare(after(s.replace(**fixed))),) * 2
+        _, rest = lax.scan(guess, bare(first), None, length=self.drafts - 1)
+        drafts = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), bare(first), rest)
+        replies, cost = jax.vmap(lambda s: self.base.peek(params, s.replace(cache=first.cache, **fixed)))(drafts)
         acting = ~first.done & ~due
-        called = bare.replace(calls=bare.calls + acting.astype(jnp.int32))
+        called = first.replace(cache=None, calls=first.calls + acting.astype(jnp.int32))
         kept, depth = self.follow(called, drafts, replies, acting)
         stats, d = first.stats, jnp.arange(self.drafts - 1)[None]
         stats = stats.replace(
