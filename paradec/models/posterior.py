@@ -129,7 +129,13 @@ def _compose(a: Float[Array, "... V V"], b: Float[Array, "... V V"]) -> Float[Ar
 
 
 def random_chain(
-    key: jax.Array, vocab: int, rows: int, length: int, *, sharpness: float = 0.1, accuracy: float = 0.7
+    key: jax.Array,
+    vocab: int,
+    rows: int,
+    length: int,
+    *,
+    sharpness: float = 0.1,
+    accuracy: float | Float[Array, ""] = 0.7,
 ) -> tuple[Chain, Int32[Array, "B S"]]:
     """A chain with Gamma(sharpness) rows, and for each of `rows` a text with noisy evidence of it.
 
@@ -176,9 +182,11 @@ class JointTable(_Exact):
         """p(x_s | settled tokens) for every position; `mask_id` stands at open ones."""
         S = params.text.shape[1]
         token = token[:, :S]
-        fits = (token[:, None] == self.mask_id) | (token[:, None] == params.text[None])
-        weight = jnp.where(fits.all(-1), params.weight[None], 0.0)  # "B N"
-        weight = jnp.where(weight.sum(-1, keepdims=True) > 0, weight, params.weight[None])
         each = jax.nn.one_hot(params.text, self.vocab_size)
+        # Settled places in which a text agrees, counted by one product: "B N", and never "B N S".
+        agree = jnp.einsum("bsv,nsv->bn", jax.nn.one_hot(token, self.vocab_size), each)
+        settled = jnp.sum(token != self.mask_id, axis=-1, dtype=jnp.float32)
+        weight = jnp.where(agree > settled[:, None] - 0.5, params.weight[None], 0.0)
+        weight = jnp.where(weight.sum(-1, keepdims=True) > 0, weight, params.weight[None])
         total = jnp.einsum("bn,nsv->bsv", weight, each, precision=lax.Precision.HIGHEST)
         return total / jnp.sum(total, axis=-1, keepdims=True)
