@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Int
 from paradec.errors import InputError
 from paradec.models.cache import KVCache, KVDelta
 from paradec.models.transformer import Transformer, Weights
-from paradec.ops.mask import Block, Full
+from paradec.ops.attention import attend_two_stream
+from paradec.ops.mask import Block, Facts, Full, Mask
 from paradec.types import Output, Rows
 
 
@@ -66,6 +67,31 @@ class BlockDiffusion:
         """
         mask = Block(self.block) if self.block else Full()
         return self.base.forward(params, token, **{"mask": mask} | facts)
+
+    def two_streams(
+        self,
+        params: Weights,
+        noisy: Int[Array, "B T"],
+        clean: Int[Array, "B T"],
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        remat: bool = False,
+    ) -> Output:
+        """The training pass of block diffusion: every block's noisy tokens, given the clean blocks before them.
+
+        Outputs are those of the noisy rows, as if each block were decoded with the others in a cache. Both streams
+        have positions 0 to T - 1. Raises `ValueError` unless T is a multiple of `block`. Source: BD3-LM, 2503.09573,
+        section 3.
+        """
+
+        def attention(q: Array, k: Array, v: Array, mask: Mask, facts: Facts, scale: float) -> Array:
+            half = jax.tree.map(lambda x: x[: len(x) // 2], facts)
+            return attend_two_stream(q, k, v, self.block, half, scale)
+
+        both = jnp.concatenate([noisy, clean])
+        seen = None if valid is None else jnp.concatenate([valid, valid])
+        out = self.base.forward(params, both, mask=Full(), valid=seen, remat=remat, attention=attention)
+        return jax.tree.map(lambda x: x[: len(noisy)], out)
 
     def aligned(self, output: Array) -> Array:
         """Rows of a whole canvas moved so that row p predicts token p; a shifted model says nothing of position 0."""

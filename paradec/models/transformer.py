@@ -139,11 +139,12 @@ class Transformer:
         segment: Int[Array, "B T"] | None = None,
         taps: tuple[int, ...] = (),
         remat: bool = False,
+        attention: Callable[..., Array] = attend_masked,
     ) -> Output:
         """Whole sequences at once. Another `mask` makes the same weights bidirectional or block-causal.
 
         `valid` hides padding keys, `segment` separates packed documents. `remat` recomputes each layer in the backward
-        pass. Sliding layers intersect the mask with their window.
+        pass. Sliding layers intersect the mask with their window. `attention` may take the place of `attend_masked`.
         """
         if position is None:
             position = jnp.broadcast_to(lax.iota(jnp.int32, token.shape[1])[None], token.shape)
@@ -155,7 +156,7 @@ class Transformer:
             w, slide = scanned
             w = lora.merged(w)
             q, k, v = self._qkv(w, x, turn, slide)
-            out = attend_masked(q, k, v, base & self._window(slide) if self.window else base, facts, self.scale)
+            out = attention(q, k, v, base & self._window(slide) if self.window else base, facts, self.scale)
             x = self._mlp(w, self._join(w, x, out))
             return x, x if taps else None
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from paradec import struct
-from paradec.ops.mask import Facts, Mask
+from paradec.ops.mask import Block, Facts, Mask
 
 HIDDEN = -1e30  # score of a forbidden key: finite, so a row without any key stays a number and merges with weight 0
 
@@ -100,18 +100,64 @@ def attend_masked(
     Longer sequences go through in chunks of queries, recomputed in the backward pass, so memory is T x chunk.
     Queries without any key return 0.
     """
-    T = q.shape[3]
 
     def some(q: Array, query: Facts) -> Array:
-        see = mask(query, facts)
-        if facts.valid is not None:
-            see = see & facts.valid[:, None, :]
+        see = _seen(mask(query, facts), facts)
         out = attend(q, k, v, see, scale).out
         return jnp.where(see.any(-1)[:, None, None, :, None], out, 0.0)
 
+    return _in_chunks(some, q, facts, chunk)
+
+
+def attend_two_stream(
+    q: Float[Array, "B2 H G T K"],
+    k: Float[Array, "B2 H T K"],
+    v: Float[Array, "B2 H T K"],
+    block: int,
+    facts: Facts,
+    scale: float,
+    chunk: int = 512,
+) -> Float[Array, "B2 H G T K"]:
+    """Attention of block-diffusion training (BD3-LM, 2503.09573): the batch is B noisy rows, then the same, clean.
+
+    A clean token sees clean tokens of its block and before; a noisy one its own noisy block, and the clean blocks
+    before it. The noisy rows' two parts are merged, so neither 2T x 2T scores nor a mask of that shape ever exist.
+    `facts` are those of B rows whose positions begin at 0. Raises `ValueError` unless T is a multiple of `block`.
+    """
+    B, H, G, T, K = q.shape[0] // 2, *q.shape[1:]
+    if T % block:
+        raise ValueError(f"Rows of {T} tokens do not split into blocks of {block}; pad them.")
+    (qn, qc), (kn, kc), (vn, vc) = ((x[:B], x[B:]) for x in (q, k, v))
+    clean = attend_masked(qc, kc, vc, Block(block), facts, scale, chunk)
+
+    def before(q: Array, query: Facts) -> Partial:
+        mine, theirs = query.position[:, :, None] // block, facts.position[:, None] // block
+        return attend(q, kc, vc, _seen(theirs < mine, facts), scale)
+
+    def fold(x: Array) -> Array:  # blocks become rows
+        apart = x.reshape(*x.shape[:-2], T // block, block, K)
+        return jnp.moveaxis(apart, -3, 1).reshape(B * (T // block), *x.shape[1:-2], block, K)
+
+    inside = None if facts.valid is None else facts.valid.reshape(-1, 1, block)
+    own = attend(fold(qn), fold(kn), fold(vn), inside, scale)
+    own = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(B, T // block, H, G, block, *x.shape[4:]), 1, 3), own)
+    own = Partial(own.out.reshape(B, H, G, T, K), own.lse.reshape(B, H, G, T))
+    noisy = merge(own, _in_chunks(before, qn, facts, chunk)).out
+    return jnp.concatenate([noisy, clean.astype(noisy.dtype)])
+
+
+def _seen(see: Bool[Array, "B Q S"], facts: Facts) -> Bool[Array, "B Q S"]:
+    return see if facts.valid is None else see & facts.valid[:, None, :]
+
+
+def _in_chunks(
+    some: Callable[[Array, Facts], PyTree], q: Float[Array, "B H G T K"], facts: Facts, chunk: int
+) -> PyTree:
+    """`some` of `chunk` queries at a time; every leaf of its result has the queries at axis 3."""
+    T = q.shape[3]
     if T <= chunk or T % chunk:
         return some(q, facts)
     pieces = jnp.moveaxis(q.reshape(*q.shape[:3], T // chunk, chunk, q.shape[4]), 3, 0)
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], T // chunk, chunk), 1, 0), facts)
     out = lax.map(lambda args: jax.checkpoint(some)(*args), (pieces, split))
-    return jnp.moveaxis(out, 0, 3).reshape(q.shape)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], T, *x.shape[5:]), out)
