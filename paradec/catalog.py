@@ -13,6 +13,7 @@ from paradec.decode.drafters.lookahead import Lookahead
 from paradec.decode.drafters.medusa import Medusa
 from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.speculative import Speculative, speculative
+from paradec.decode.unmasking import compose as unmasking
 from paradec.decode.verify import Match, Rejection, Typical
 from paradec.errors import InputError, UnknownName
 from paradec.types import Model
@@ -60,15 +61,43 @@ METHODS: Mapping[str, Row] = {row.name: row for row in ROWS}
 RULES: Mapping[str, Callable[[], Any]] = {"match": Match, "rejection": Rejection, "typical": Typical.of}
 
 
+USUAL = (("ar", "prompt_lookup", "jacobi", "lookahead"), ("quota", "threshold", "quota+freedave"))
+"""What `compare` runs unless told: for models that continue a text, and for those that fill a canvas."""
+
+
 def find(name: str) -> Row:
     """The row of that name. Raises `UnknownName` with the nearest one."""
     if name not in METHODS:
-        raise UnknownName("method", name, METHODS)
+        raise UnknownName("method", name, {*METHODS, *unmasking.PARTS})
     return METHODS[name]
 
 
+def unmasks(name: str) -> bool:
+    """Whether the name is an unmasking rule, or several joined by "+": a method for diffusion models."""
+    return name not in METHODS and any(part in unmasking.PARTS for part in name.split("+"))
+
+
+def denoises(model: Any) -> bool:
+    """Whether a model fills a canvas (`types.Denoiser`) instead of continuing a text."""
+    return hasattr(model, "mask_id")
+
+
+def reference(model: Any) -> str:
+    """The method that others are compared with: plain decoding, one token a call."""
+    return "quota" if denoises(model) else "ar"
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a method has an option of that name."""
+    if unmasks(name):
+        return option in unmasking.known_options(name)
+    return option in find(name).options() or option == find(name).part
+
+
 def promises(name: str, options: Mapping[str, Any], temperature: float) -> bool:
-    """Whether the method, with these options, promises the tokens of `ar` at this temperature."""
+    """Whether the method, with these options, promises the tokens of the `reference` at this temperature."""
+    if unmasks(name):
+        return name in ("quota", "quota+freedave") and not {*options} - {"drafts", "freedave.drafts"}
     row, rule = find(name), options.get("accept", "match")
     if temperature <= 0:
         return row.exact_greedy
@@ -78,6 +107,8 @@ def promises(name: str, options: Mapping[str, Any], temperature: float) -> bool:
 
 def parse(name: str, pairs: Iterable[str]) -> dict[str, Any]:
     """Options from `key=value` strings, typed by the method's defaults. Raises on what the method does not have."""
+    if unmasks(name):
+        return unmasking.parse(name, pairs)
     row, out = find(name), {}
     known = row.options()
     for pair in pairs:
@@ -167,10 +198,23 @@ def _check_draft(draft: Model | None, target: Model) -> None:
 
 
 def table() -> str:
-    """The catalogue as a Markdown table, for the README."""
+    """The methods of autoregressive models as a Markdown table, for the README."""
     lines = ["| method | system | paper | exact greedy / sampled | needs training |", "| --- | --- | --- | --- | --- |"]
     for row in ROWS:
-        paper = f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else "-"
         exact = f"{'yes' if row.exact_greedy else 'no'} / {'yes' if row.exact_sampled else 'no'}"
-        lines.append(f"| `{row.name}` | {row.title} | {paper} | {exact} | {'yes' if row.trained else 'no'} |")
+        lines.append(
+            f"| `{row.name}` | {row.title} | {_paper(row.arxiv)} | {exact} | {'yes' if row.trained else 'no'} |"
+        )
     return "\n".join(lines)
+
+
+def rules() -> str:
+    """The unmasking rules of diffusion models as a Markdown table, for the README."""
+    lines = ["| rule | system | paper | slot |", "| --- | --- | --- | --- |"]
+    for part in unmasking.PARTS.values():
+        lines.append(f"| `{part.name}` | {part.title} | {_paper(part.arxiv)} | {part.slot} |")
+    return "\n".join(lines)
+
+
+def _paper(arxiv: str | None) -> str:
+    return f"[{arxiv}](https://arxiv.org/abs/{arxiv})" if arxiv else "-"

@@ -1,9 +1,10 @@
-"""The command line: `paradec generate | compare | trace | demo | methods | models | explain`. It only assembles."""
+"""The command line: `paradec generate | compare | trace | demo | bench | methods | …`. It only assembles."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -65,6 +66,7 @@ def generate(
     limit: int | None = None,
     method_arg: MethodArgs = (),
     dtype: str = "float32",
+    check: Annotated[bool, tyro.conf.arg(help="Try whether a diffusion model sees what its config declares.")] = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
     """Continue a prompt, or every prompt of a JSONL file."""
@@ -74,7 +76,7 @@ def generate(
     request = vars(sample) | {"method": method}
     bad: list[str] = []
     texts = gather(prompt, prompts, limit, bad)
-    lm = load_model(model, dtype)
+    lm = load_model(model, dtype, check)
     for first in range(0, len(texts), max(sample.batch_size, 1)):
         for result in generate_some(lm, texts, first, request, options, bad):
             if as_json:
@@ -112,7 +114,7 @@ def generate_some(
 def compare(
     sample: Shared = Sample(),
     model: ModelName = "smollm2-135m",
-    methods: str = "ar,prompt_lookup,jacobi,lookahead",
+    methods: Annotated[str, tyro.conf.arg(help="Names, separated by commas; empty: some that the model can do.")] = "",
     prompt: str | None = None,
     prompts: Path | None = None,
     limit: int | None = None,
@@ -123,13 +125,17 @@ def compare(
     html: Path | None = None,
 ) -> int:
     """Decode the same prompts with several methods, interleaved, and compare tokens, calls and time with ar."""
+    from paradec import catalog
     from paradec.comparison import compare as run
 
     names = [n.strip() for n in methods.split(",") if n.strip()]
-    options = split_options(names, method_arg)
+    options = split_options(names, method_arg) if names else {}
     bad: list[str] = []
     texts = gather(prompt, prompts, limit, bad)
     lm = load_model(model, dtype)
+    if not names:
+        names = list(catalog.USUAL[catalog.denoises(lm.model)])
+        options = split_options(names, method_arg)
     report = run(lm, texts, names, repeats=repeats, method_args=options, **vars(sample))
     show_comparison(report)
     if json_path is not None:
@@ -143,7 +149,7 @@ def compare(
     broken = report.broken() if dtype == "float32" else []
     if broken:
         names_ = ", ".join(f"{e.method} ({e.identical} of {e.total} rows)" for e in broken)
-        raise ExactnessError(f"Declared exact, but other tokens than ar in float32: {names_}. Please report this.")
+        raise ExactnessError(f"Declared exact, but not plain decoding's tokens in float32: {names_}. Report this.")
     return 1 if bad else 0
 
 
@@ -180,12 +186,13 @@ def methods(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False, markdo
     from rich.table import Table
 
     from paradec import catalog
+    from paradec.decode.unmasking import compose as unmasking
 
     if as_json:
-        print(json.dumps([row.public() for row in catalog.ROWS], indent=1))
+        print(json.dumps([row.public() for row in (*catalog.ROWS, *unmasking.PARTS.values())], indent=1))
         return 0
     if markdown:
-        print(catalog.table())
+        print(catalog.table() + "\n\n" + catalog.rules())
         return 0
     out = Table("name", "system", "arXiv", "exact: greedy", "sampled", "trained", box=None)
     for row in catalog.ROWS:
@@ -195,6 +202,11 @@ def methods(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False, markdo
     OUT.print("\nOptions (--method-arg key=value) and their defaults:", style="dim")
     for row in catalog.ROWS:
         OUT.print(f"  {row.name}: " + ", ".join(f"{k}={v}" for k, v in row.options().items()), markup=False)
+    OUT.print("\nUnmasking rules for diffusion models, one for each slot, joined by +:", style="dim")
+    for part in unmasking.PARTS.values():
+        known = ", ".join(f"{k}={'…' if v is inspect.Parameter.empty else v}" for k, v in part.options().items())
+        OUT.print(f"  {part.name:15} {part.slot:8} {part.title}: {known}", markup=False, soft_wrap=True)
+    OUT.print("  all: " + ", ".join(f"{k}={v}" for k, v in unmasking.ENGINE.items()), markup=False)
     return 0
 
 
@@ -238,28 +250,29 @@ def split_options(names: Sequence[str], pairs: Sequence[str]) -> dict[str, dict[
     from paradec import catalog
 
     options: dict[str, dict[str, Any]] = {name: {} for name in names}
-    rows = {name: catalog.find(name) for name in names}
+    for name in names:
+        if not catalog.unmasks(name):
+            catalog.find(name)
     for pair in pairs:
         key, _, value = pair.partition("=")
         owner, dot, rest = key.partition(".")
-        takers = (
-            [owner] if dot else [n for n in names if key in rows[n].options() or (key, n) == ("draft", "draft_model")]
-        )
-        if dot and owner not in rows:
+        takers, own = ([owner], rest) if owner in options and dot else (None, key)
+        takers = takers or [name for name in names if catalog.takes(name, key)]
+        if dot and not takers:
             raise InputError(f"{pair!r} is meant for {owner}, which is not among the methods {', '.join(names)}.")
         if not takers:
             raise InputError(f"None of {', '.join(names)} has an option {key!r}; `paradec methods` lists them.")
         for name in takers:
-            options[name] |= catalog.parse(name, [f"{rest or key}={value}"])
+            options[name] |= catalog.parse(name, [f"{own}={value}"])
     return options
 
 
-def load_model(name: str, dtype: str) -> Any:
+def load_model(name: str, dtype: str, check: bool = False) -> Any:
     """Load a model, with the compile cache on and progress on stderr."""
     from paradec.loading import load
 
     cache_compilations()
-    return load(name, dtype=dtype, progress=True)
+    return load(name, dtype=dtype, progress=True, check=check)
 
 
 def cache_compilations() -> None:
@@ -311,12 +324,14 @@ def write(path: Path, text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a `ParadecError` becomes its sentence on stderr and status 2."""
     from paradec.demo import demo
+    from paradec.evals.command import bench
 
     commands = {
         "generate": generate,
         "compare": compare,
         "trace": trace,
         "demo": demo,
+        "bench": bench,
         "methods": methods,
         "models": models,
     }

@@ -18,11 +18,13 @@ from paradec.lm import Decoder, Generation, LanguageModel, Request, Text
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One method's row of a comparison. `speedup` is the median over repeats of ar's seconds over the method's
-    (None without repeats: the one run of each then says nothing about speed).
+    """One method's row of a comparison. `speedup` is the median over repeats of plain decoding's seconds over the
+    method's (None without repeats: the one run of each then says nothing about speed). Plain decoding is `ar`; of a
+    diffusion model, one position a call.
 
-    `identical` counts rows equal to `ar` token for token; `first_divergence` names the first row that is not, the new
-    token where it leaves, and the gap between the target's two best logits there (a rounding tie shows as about 0).
+    `identical` counts rows equal to plain decoding's, token for token; `first_divergence` names the first that is not,
+    the new token where it leaves, and the gap between the target's two best logits there (a rounding tie shows as
+    about 0; None for a diffusion model).
     `acceptance_by_depth[d]` is how often a token drafted at depth d + 1 was kept, of the calls that offered one.
     """
 
@@ -61,7 +63,7 @@ class Comparison:
         return fields | {"methods": [dataclasses.asdict(e) for e in self.methods]}
 
     def broken(self) -> list[Entry]:
-        """Methods that promise `ar`'s tokens and did not return them."""
+        """Methods that promise plain decoding's tokens and did not return them."""
         return [e for e in self.methods if e.exact and e.identical < e.total]
 
 
@@ -94,13 +96,14 @@ def compare(
     method_args: dict[str, dict[str, Any]] | None = None,
     **request: Any,
 ) -> Comparison:
-    """Decode `prompts` with every method, `ar` always among them, and compare.
+    """Decode `prompts` with every method, plain decoding always among them (`catalog.reference`), and compare.
 
     Each batch is first decoded once by every method (compilation and warm-up, also the texts compared), then `repeats`
     rounds are timed, methods in turn within a batch, so that a machine's drift meets all of them alike; 0 repeats give
     texts and counts alone. `request` is that of `lm.generate`; `method_args` maps a method's name to its options.
     """
-    names = list(dict.fromkeys(["ar", *methods]))
+    plain = catalog.reference(lm.model)
+    names = list(dict.fromkeys([plain, *methods]))
     args = method_args or {}
     base = Request(**request)
     runners = {}
@@ -119,13 +122,13 @@ def compare(
             for runner in runners.values():
                 results = lm.decode(runner.decoder, batch, runner.ask, rows)
                 runner.seconds[repeat] += results[0].seconds
-    entries = tuple(entry(lm, encoded, name, runners) for name in names)
+    entries = tuple(entry(lm, encoded, name, runners, plain) for name in names)
     return Comparison(
         model=lm.name,
         device=device(),
         versions=versions(),
         settings=dataclasses.asdict(base) | {"repeats": repeats, "prompts": len(prompts), "dtype": lm.model.dtype},
-        methods=tuple(e for e in entries if e.method in methods or e.method == "ar"),
+        methods=tuple(e for e in entries if e.method in methods or e.method == plain),
         generations={name: r.rows for name, r in runners.items()},
     )
 
@@ -140,9 +143,9 @@ def warm_up(
     runner.first += results[0].seconds
 
 
-def entry(lm: LanguageModel, encoded: list[list[int]], name: str, runners: dict[str, Runner]) -> Entry:
-    """Summarise one method against `ar`."""
-    mine, ar = runners[name], runners["ar"]
+def entry(lm: LanguageModel, encoded: list[list[int]], name: str, runners: dict[str, Runner], plain: str) -> Entry:
+    """Summarise one method against plain decoding."""
+    mine, ar = runners[name], runners[plain]
     tokens, calls = sum(g.new_tokens for g in mine.rows), sum(g.calls for g in mine.rows)
     differ = [b for b, (g, r) in enumerate(zip(mine.rows, ar.rows, strict=True)) if g.token_ids != r.token_ids]
     ratios = tuple(a / m for a, m in zip(ar.seconds, mine.seconds, strict=True))
@@ -175,6 +178,8 @@ def divergence(
     a, r = mine[b].token_ids, ar[b].token_ids
     at = next((i for i, (x, y) in enumerate(zip(a, r, strict=False)) if x != y), min(len(a), len(r)))
     text = jnp.asarray([[*encoded[b], *r[:at]]], jnp.int32)
+    if catalog.denoises(lm.model):  # its next token depends on the canvas behind it too
+        return {"row": b, "position": at, "top2_gap": None}
     logits = lm.model.forward(lm.params, text).logits[0, -1]
     best = jnp.sort(logits)[-2:]
     return {"row": b, "position": at, "top2_gap": float(best[1] - best[0])}

@@ -15,12 +15,12 @@ from jaxtyping import PyTree
 from paradec import catalog, parts
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
-from paradec.decode.speculative import Speculative
+from paradec.decode.unmasking.compose import ENGINE, compose
 from paradec.errors import InputError, check_fields
 from paradec.io.detokenize import Detokenizer
 from paradec.io.tokenizer import Tokenizer
 from paradec.parts import Part
-from paradec.types import DecodeState, Model, Prompt
+from paradec.types import DecodeState, Method, Model, Prompt
 from paradec.viz.trace import Trace
 
 Text = str | Sequence[int]
@@ -100,7 +100,7 @@ class Decoder:
     """A method ready to run on one model: compiled once per shape, and timed without its compilation."""
 
     name: str
-    method: Speculative
+    method: Method
     params: PyTree
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
@@ -200,6 +200,8 @@ class LanguageModel:
 
     def decoder(self, ask: Request, method_args: dict[str, Any] | None = None) -> Decoder:
         """The compiled-once decoder of a method with these options."""
+        if catalog.unmasks(ask.method) or catalog.denoises(self.model):
+            return self._unmasking(ask, dict(method_args or {}))
         options, kind = dict(method_args or {}), catalog.find(ask.method).part
         part = self.part(kind, options.pop(kind, None)) if kind else None
         key = (ask.method, tuple(sorted(options.items())), id(part), ask.ignore_eos)
@@ -209,6 +211,22 @@ class LanguageModel:
             method = catalog.build(ask.method, self.model, eos, **structure, **options)
             params = {"target": self.params} | ({} if part is None else {kind: part.params})
             self.decoders[key] = Decoder(ask.method, method, params)
+        return self.decoders[key]
+
+    def _unmasking(self, ask: Request, options: dict[str, Any]) -> Decoder:
+        if not catalog.denoises(self.model):
+            raise InputError(f"{ask.method} fills a canvas and {self.name} continues a text; take ar or lookahead.")
+        if not catalog.unmasks(ask.method):
+            raise InputError(f"{self.name} is a diffusion model: choose an unmasking rule, such as quota or threshold.")
+        if ask.repetition != 1:
+            raise InputError("A canvas has no order of its own, so there is no repetition penalty; leave it at 1.")
+        key = (ask.method, repr(sorted(options.items())), ask.ignore_eos)
+        if key not in self.decoders:
+            eos = () if ask.ignore_eos else self.tokenizer.eos_ids
+            engine = {name: options.pop(name) for name in ENGINE if name in options}
+            words = self.tokenizer.vocab_size
+            method = compose(self.model, ask.method, options, eos=eos, words=words, **engine)
+            self.decoders[key] = Decoder(ask.method, method, {"target": self.params})
         return self.decoders[key]
 
     def part(self, kind: str, given: Any) -> Part | None:
@@ -229,13 +247,24 @@ class LanguageModel:
         length, limit = np.ones(B, np.int32), np.ones(B, np.int32)
         for b, ids in enumerate(batch):
             token[b, : len(ids)], length[b] = ids, len(ids)
-            limit[b] = min(len(ids) + ask.max_new_tokens, getattr(self.model, "max_length", 2**30))
-        slots = loop.bucket(max(longest + ask.max_new_tokens, token.shape[1]))
+            limit[b] = self.end(len(ids), ask.max_new_tokens)
+        slots = loop.bucket(max(int(limit.max()), token.shape[1]))
+        if catalog.denoises(self.model):  # a call may read every slot, so there are hardly more than are needed
+            slots = -(-max(int(limit.max()), longest) // 16) * 16
+            token = token[:, :slots]
         chunk = min(CHUNK, loop.bucket(max(longest - 1, 1)))
         keys = row_keys(ask.seed, [*rows] + [0] * (B - len(batch)))
         law = sampling(B, ask.temperature, ask.top_k, ask.top_p, ask.min_p, ask.repetition)
         prompt = Prompt(token=jnp.asarray(token), length=jnp.asarray(length))
         return decoder.start(prompt, limit, keys, law, slots, chunk)
+
+    def end(self, prompt: int, new_tokens: int) -> int:
+        """Where a row stops. Block-causal diffusion fills whole blocks; what is too much is cut from the text."""
+        end = min(prompt + new_tokens, getattr(self.model, "max_length", 2**30))
+        if block := getattr(self.model, "block", 0):
+            first = prompt if self.model.grid == "prompt" else 0
+            end = -(-(end - first) // block) * block + first
+        return end
 
     def decode(
         self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int], shown: Sequence[str] = ()
@@ -291,7 +320,7 @@ class LanguageModel:
         ask: Request,
     ) -> Generation:
         """Row b of a snapshot as text, cut at its stop string if it met one."""
-        end = prompt + cuts[b] if b in cuts else int(now.length[b])
+        end = prompt + cuts[b] if b in cuts else min(int(now.length[b]), prompt + ask.max_new_tokens)
         ids = now.tokens[b, prompt:end].tolist()
         settled = now.committed_at[b, prompt:end].tolist()
         reader = Detokenizer(self.tokenizer)
@@ -302,7 +331,7 @@ class LanguageModel:
         if b in cuts:
             text = text[: min(text.index(s) for s in ask.stop if s in text)]
         ended = ids and ids[-1] in self.tokenizer.eos_ids and not ask.ignore_eos
-        calls = max(settled, default=0)
+        calls = int(now.calls[b]) if catalog.denoises(self.model) else max(settled, default=0)
         return Generation(
             prompt=shown,
             text=text,

@@ -7,7 +7,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from paradec.errors import InputError
 from paradec.io import gguf, hf
 from paradec.io.names import check_dtype
 from paradec.io.resolve import Source, resolve
@@ -15,19 +17,47 @@ from paradec.io.tokenizer import Tokenizer
 from paradec.lm import LanguageModel
 
 
-def load(name: str, *, dtype: str = "float32", progress: bool = True) -> LanguageModel:
+def load(
+    name: str,
+    *,
+    dtype: str = "float32",
+    progress: bool = True,
+    mask_id: int | None = None,
+    block: int | None = None,
+    check: bool = False,
+) -> LanguageModel:
     """The language model of that name: a preset (`paradec models`), a folder, a .gguf file or a hub id.
 
     Weights are converted to `dtype` ("float32", "bfloat16" or "float16"); `progress` shows downloads and reading on
-    stderr. Raises a `ParadecError` that says what to do where the name is unknown, a file is damaged, or the network
-    is needed and missing.
+    stderr; `mask_id` and `block` complete the config.json of a diffusion model (see `hf.load_hf`), and `check` tries
+    whether such a model sees and speaks of the positions that its config declares. Raises a `ParadecError` that says
+    what to do where the name is unknown, a file is damaged, or the network is needed and missing.
     """
     check_dtype(dtype)
     source = resolve(name, quiet=not progress)
     track = partial(bar, label=f"Loading {name}") if progress else iter
-    read = gguf.load_gguf if source.kind == "gguf" else hf.load_hf
-    model, weights = read(source.path, dtype, track)
-    return LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), _tokenizer(source))
+    if source.kind == "hf":
+        model, weights = hf.load_hf(source.path, dtype, track, mask_id=mask_id, block=block)
+    elif mask_id is None and block is None:
+        model, weights = gguf.load_gguf(source.path, dtype, track)
+    else:
+        raise InputError(f"{name} is a GGUF file, and mask_id and block belong to diffusion models. Leave them out.")
+    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), _tokenizer(source))
+    if check:
+        check_checkpoint(lm)
+    return lm
+
+
+def check_checkpoint(lm: LanguageModel) -> None:
+    """Raise `WeightsError` where a diffusion model does not see what it declares, or speaks of the token before or
+    after the one it declares. Other models have nothing to declare."""
+    from paradec.models.block_diffusion import BlockDiffusion
+    from paradec.testing.checkpoint_laws import check_reach, check_shift
+
+    if isinstance(lm.model, BlockDiffusion):
+        check_reach(lm.model, lm.params)
+        text = "The sun rises in the east and sets in the west. Water freezes at zero degrees and boils at one hundred."
+        check_shift(lm.model, lm.params, np.asarray([lm.tokenizer.encode(text)], np.int32))
 
 
 def load_tokenizer(name: str, *, progress: bool = True) -> Tokenizer:

@@ -23,7 +23,21 @@ def test_public_fields_are_the_contract():
 
 def test_readme_holds_the_table():
     readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    assert catalog.table() in readme, "Run `paradec methods --markdown` and put its table into the README."
+    for table in (catalog.table(), catalog.rules()):
+        assert table in readme, "Run `paradec methods --markdown` and put its tables into the README."
+
+
+def test_rules_are_parsed_by_their_parts():
+    options = catalog.parse("credit+threshold", ["tau=0.7", "credit.alpha=0.5", "block=16", "wait=false"])
+    assert options == {"tau": 0.7, "credit.alpha": 0.5, "block": 16, "wait": False}
+    assert catalog.parse("ada_block", ["delimiter=198,271"]) == {"delimiter": (198, 271)}
+    for bad, sentence in (("tau", "has no '='"), ("tau=high", "cannot be 'high'"), ("wait=maybe", "cannot be 'maybe'")):
+        with pytest.raises(InputError, match=sentence):
+            catalog.parse("threshold", [bad])
+    with pytest.raises(UnknownName, match="Did you mean 'tau'"):
+        catalog.parse("threshold", ["taw=1"])
+    with pytest.raises(UnknownName, match="Did you mean 'local_leap'"):
+        catalog.parse("threshold+local_lep", [])
 
 
 @pytest.mark.parametrize("name", [row.name for row in catalog.ROWS if not row.part])

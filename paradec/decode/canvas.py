@@ -93,6 +93,8 @@ class Canvas:
     """End-of-text: "free" like any token, "late" (its confidence counts least), or "never" (it cannot be proposed)."""
     tempered: bool = struct.field(pytree_node=False, default=False)
     """Whether confidence is read after temperature and filters (Dream) or before (LLaDA)."""
+    words: int = struct.field(pytree_node=False, default=0)
+    """Token ids from here on do not exist: a checkpoint's vocabulary may be padded. 0: all do."""
 
     def window(self, slots: int) -> int:
         """W: how many positions from `lo` on a call predicts, of a canvas of `slots`."""
@@ -192,8 +194,10 @@ class Canvas:
         )  # fmt: skip
 
     def suppress(self, logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
-        """Logits in float32 without the mask token, which a canvas never settles on."""
+        """Logits in float32 without the mask token, which a canvas never settles on, and without padding."""
         logits, token = logits.astype(jnp.float32), lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+        if 0 < self.words < logits.shape[-1]:
+            logits = jnp.where(token >= self.words, -jnp.inf, logits)
         if self.target.mask_id is not None and self.target.mask_id < logits.shape[-1]:
             logits = jnp.where(token == self.target.mask_id, -jnp.inf, logits)
         return jnp.where(jnp.isin(token, self.eos), -jnp.inf, logits) if self.ends == "never" else logits

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from paradec.errors import WeightsError
+from paradec.errors import InputError, WeightsError
 from paradec.io import names
-from paradec.io.hf_config import Config, read_config, write_config
+from paradec.io.diffusion_config import FAMILIES, is_diffusion, read_diffusion, states_head, write_diffusion
+from paradec.io.hf_config import KNOWN, Config, read_config, write_config
 from paradec.io.names import Entry, Tensor
 from paradec.io.tensor_file import table, write
+from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.transformer import Transformer, Weights
 
 _BLOCK = "model.layers.{}."
@@ -47,6 +50,28 @@ GEMMA_NORMS = [  # the same name as above means another norm here
 ]
 OUT_BIAS = [Entry(_ATTENTION + "o_proj.bias", "", "D -> D")]  # attention_bias adds one; paradec has none
 
+# LLaDA names the same tensors as OLMo does. "ff_out" is the head, and in a block the down projection: only whole names
+# tell them apart.
+_OLMO = {
+    "model.embed_tokens": "wte",
+    "model.norm": "ln_f",
+    "lm_head": "ff_out",
+    _BLOCK + "input_layernorm": "blocks.{}.attn_norm",
+    _ATTENTION + "q_proj": "blocks.{}.q_proj",
+    _ATTENTION + "k_proj": "blocks.{}.k_proj",
+    _ATTENTION + "v_proj": "blocks.{}.v_proj",
+    _ATTENTION + "o_proj": "blocks.{}.attn_out",
+    _BLOCK + "post_attention_layernorm": "blocks.{}.ff_norm",
+    _BLOCK + "mlp.gate_proj": "blocks.{}.ff_proj",
+    _BLOCK + "mlp.up_proj": "blocks.{}.up_proj",
+    _BLOCK + "mlp.down_proj": "blocks.{}.ff_out",
+}
+LLADA = [
+    dataclasses.replace(entry, name=f"model.transformer.{_OLMO[stem]}.weight")
+    for entry in COMMON + LLAMA_NORMS
+    if (stem := entry.name.removesuffix(".weight")) in _OLMO
+]
+
 # The language model inside a multimodal checkpoint, under either of its names; and a bare one, without its head.
 PREFIXES = {
     "language_model.model.": "model.",
@@ -60,38 +85,72 @@ IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
 def load_hf(
-    folder: str | os.PathLike[str], dtype: str | None = None, track: names.Track = iter
-) -> tuple[Transformer, Weights]:
+    folder: str | os.PathLike[str],
+    dtype: str | None = None,
+    track: names.Track = iter,
+    *,
+    mask_id: int | None = None,
+    block: int | None = None,
+) -> tuple[Transformer | BlockDiffusion, Weights]:
     """The model in a folder, and its weights as numpy arrays (`jax.device_put` moves them, with or without shardings).
 
-    `dtype` None keeps the one named in config.json. Raises `UnknownName` for an architecture that paradec lacks and
-    `WeightsError` for anything missing, damaged or left over: every tensor is read or is on the list of ignored ones.
+    `dtype` None keeps the one named in config.json. A diffusion checkpoint is a `BlockDiffusion`, for which `mask_id`
+    and `block` win over config.json (see `read_diffusion`). Raises `UnknownName` for an architecture that paradec
+    lacks, `InputError` for an option that does not fit, and `WeightsError` for anything missing, damaged or left over:
+    every tensor is read or is on the list of ignored ones.
     """
     folder = Path(folder)
-    config = read_config(_json(folder / "config.json"), str(folder / "config.json"), dtype)
-    tensors = _canonical(_open(folder))
-    if config.model.tied:
-        _drop_copied_head(tensors)
-    return config.model, names.load(config.model, _entries(config), tensors, track)
+    values, where = _json(folder / "config.json"), str(folder / "config.json")
+    config, model = _described(values, where, dtype, folder, mask_id, block)
+    entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
+    if isinstance(model, BlockDiffusion) and not states_head(values):
+        base = dataclasses.replace(base, tied=_name(entries, "head") not in tensors)
+    if base.tied:
+        _drop_copied_head(tensors, entries)
+    weights = names.load(base, entries, tensors, track)
+    return dataclasses.replace(model, base=base) if isinstance(model, BlockDiffusion) else base, weights
 
 
-def save_hf(folder: str | os.PathLike[str], model: Transformer, weights: Weights) -> None:
+def _described(
+    values: Any, where: str, dtype: str | None, folder: Path, mask_id: int | None, block: int | None
+) -> tuple[Config, Transformer | BlockDiffusion]:
+    if is_diffusion(values):
+        return read_diffusion(values, where, dtype, folder=folder, mask_id=mask_id, block=block)
+    config = read_config(values, where, dtype, known=(*KNOWN, *FAMILIES))
+    if mask_id is not None or block is not None:
+        raise InputError(
+            f"mask_id and block belong to diffusion checkpoints, and {where} describes a {config.family} model. "
+            "Leave them out, and wrap the loaded model: BlockDiffusion(model, mask_id=..., block=...)."
+        )
+    return config, config.model
+
+
+def save_hf(folder: str | os.PathLike[str], model: Transformer | BlockDiffusion, weights: Weights) -> None:
     """Write config.json and model.safetensors, which `load_hf` and transformers read back to the same numbers.
 
     Raises `InputError` for a model that no family of the hub can express. An existing model there is replaced, the
     weights in one step, so an interrupted write leaves no half file behind under that name.
     """
     folder = Path(folder)
-    config = write_config(model)
+    base = model.base if isinstance(model, BlockDiffusion) else model
+    config, plain = write_config(base), read_config(write_config(base))
+    if isinstance(model, BlockDiffusion):
+        config = write_diffusion(model)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(names.store(model, _entries(read_config(config)), jax.device_get(weights)))
+    tensors = dict(names.store(base, _entries(plain), jax.device_get(weights)))
     write(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _entries(config: Config) -> list[Entry]:
+    if config.family == "llada":
+        return LLADA
     norms = GEMMA_NORMS if config.model.post_norms else LLAMA_NORMS
     return COMMON + norms + (OUT_BIAS if config.out_bias else [])
+
+
+def _name(entries: Sequence[Entry], leaf: str) -> str:
+    return next(entry.name for entry in entries if entry.leaf == leaf)
 
 
 def _json(path: Path) -> Any:
@@ -141,14 +200,15 @@ def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _drop_copied_head(tensors: dict[str, Tensor]) -> None:
+def _drop_copied_head(tensors: dict[str, Tensor], entries: Sequence[Entry]) -> None:
     """Some tied checkpoints store the embedding a second time as the head; another head would be an untied model."""
-    head, embed = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    name = _name(entries, "head")
+    head, embed = tensors.get(name), tensors.get(_name(entries, "embed"))
     if head is None or embed is None:
         return
     if head.shape != embed.shape or not np.array_equal(head.read(), embed.read()):
         raise WeightsError(
             f"{head.file} holds a vocabulary head of its own, but its config.json ties the head to the embedding. "
-            "Set tie_word_embeddings to false there if the head is meant."
+            "Set tie_word_embeddings (weight_tying in LLaDA) to false there if the head is meant."
         )
-    del tensors["lm_head.weight"]
+    del tensors[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from paradec.errors import InputError, UnknownName, WeightsError
@@ -64,6 +64,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 256,
     },
 }
+KNOWN = (*DEFAULTS, "gemma3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +119,13 @@ class Fields:
         raise WeightsError(f"{self.where} has {key} = {value!r}, which should be {wanted}.")
 
 
-def read_config(config: Any, where: str = "config.json", dtype: str | None = None) -> Config:
+def read_config(
+    config: Any, where: str = "config.json", dtype: str | None = None, known: Iterable[str] = KNOWN
+) -> Config:
     """The `Config` that a parsed config.json describes. `dtype` None takes the file's own, or float32.
 
-    Raises `UnknownName` for a model type or rotary scaling that paradec lacks, `InputError` for a dtype it lacks, and
-    `WeightsError` for a setting of the wrong kind or one that the architecture cannot express.
+    Raises `UnknownName` for a model type or rotary scaling that paradec lacks (it lists `known`), `InputError` for a
+    dtype it lacks, and `WeightsError` for a setting of the wrong kind or one that the architecture cannot express.
     """
     if dtype is not None:
         check_dtype(dtype)
@@ -134,7 +137,7 @@ def read_config(config: Any, where: str = "config.json", dtype: str | None = Non
         config = config["text_config"]
         family, dtype = "gemma3_text", dtype or config.get("dtype") or config.get("torch_dtype")
     if not isinstance(family, str) or family not in DEFAULTS:
-        raise UnknownName("model type", str(family), [*DEFAULTS, "gemma3"], f"It is named in {where}.")
+        raise UnknownName("model type", str(family), known, f"It is named in {where}.")
     fields = Fields(config, DEFAULTS[family], where)
     _refuse(fields)
     if (dtype or "float32") not in DTYPES:

@@ -56,6 +56,10 @@ class BlockDiffusion:
     def max_length(self) -> int:
         return self.base.max_length
 
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
     def specs(self) -> Weights:
         """The parameter tree of the base."""
         return self.base.specs()

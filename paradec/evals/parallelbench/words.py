@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 FIRST_NAMES = (
-    "Anna", "David", "Maria", "John", "Laura", "Peter", "Sarah", "Thomas", "Emma", "Paul", "Julia", "Mark", "Alice",
-    "Daniel", "Eric", "Helen", "Simon", "Claire", "Victor", "Susan", "Oscar", "Grace", "Leo", "Martin",
+    "Anna", "David", "Maria", "John", "Mary", "Peter", "Sarah", "Thomas", "Emily", "Paul", "Jane", "Mark", "Alice",
+    "Daniel", "George", "Elizabeth", "Simon", "Henry", "Victor", "Michael", "Robert", "James", "Edward", "Martin",
 )  # fmt: skip
 LAST_NAMES = (
     "Smith", "Brown", "Taylor", "Wilson", "Clark", "Hill", "Young", "Baker", "Cook", "Fisher", "Stone", "Wood", "King",
     "Green", "Lee", "Scott", "Carter", "Turner", "Parker", "Hunt", "Reed", "Marsh", "West", "Cole",
 )  # fmt: skip
-"""Common names on purpose: most vocabularies hold each as one token, so 7 full names fit into 32 tokens."""
+"""Common on purpose: each is one token to most tokenizers, so that a list of 7 full names takes 28 or 29 of the 32."""
 
 RELATED = {
     "kitchen": ("oven", "recipe", "flour", "butter", "spoon", "dinner", "onion", "knife"),
@@ -21,8 +21,8 @@ RELATED = {
     "music": ("guitar", "drum", "singer", "melody", "concert", "violin", "rhythm", "choir"),
     "winter": ("snow", "glove", "sledge", "icicle", "scarf", "blizzard", "frost", "skate"),
     "hospital": ("doctor", "nurse", "patient", "medicine", "bandage", "surgery", "fever", "clinic"),
-    "farm": ("cow", "barn", "tractor", "harvest", "sheep", "wheat", "stable", "meadow"),
-    "sport": ("goalkeeper", "referee", "stadium", "trophy", "coach", "penalty", "athlete", "league"),
+    "farm": ("cow", "barn", "plough", "harvest", "sheep", "wheat", "stable", "meadow"),
+    "sport": ("goalkeeper", "referee", "stadium", "trophy", "coach", "penalty", "athlete", "whistle"),
     "office": ("meeting", "printer", "manager", "email", "colleague", "deadline", "report", "salary"),
     "forest": ("oak", "squirrel", "moss", "fox", "mushroom", "owl", "trail", "acorn"),
     "city": ("bus", "traffic", "crowd", "tower", "subway", "pavement", "neon", "mayor"),
@@ -38,7 +38,7 @@ RELATED = {
 
 RARE = (
     "entropy", "axiom", "solace", "hubris", "paradox", "ephemera", "quandary", "umbrage", "zeitgeist", "lacuna",
-    "palimpsest", "petrichor", "epiphany", "nadir", "zenith", "conundrum", "schism", "dogma", "hegemony", "catharsis",
+    "palimpsest", "petrichor", "epiphany", "nadir", "zenith", "quagmire", "schism", "dogma", "hegemony", "catharsis",
     "malaise", "pathos", "penumbra", "sophistry", "taxonomy", "ubiquity", "vicissitude", "wanderlust", "acumen",
     "brevity", "candour", "dichotomy", "equanimity", "fallacy", "gravitas", "heresy", "inertia", "juxtaposition",
     "kismet", "largesse", "melancholy", "nuance", "oblivion", "panacea", "querulousness", "recompense", "serendipity",

@@ -1,0 +1,64 @@
+"""Presets of train/masked.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from configs.lm import Devices, Shape
+from paradec.learn.loop import Run
+from paradec.learn.objectives.masked import Noise
+from paradec.learn.step import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read."""
+
+    kind: Literal["lists", "text"] = "lists"
+    """List operations with one token an item, or the characters of text files."""
+    items: int = 6
+    files: tuple[Path, ...] = ()
+    length: int = 64
+    """Characters of a row; a multiple of the block."""
+    held_out: float = 0.1
+    """The last share of the text, which is not trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """Everything about one diffusion model."""
+
+    data: Data = Data()
+    shape: Shape = Shape(layers=4, width=96, heads=4, kv_heads=4, head_dim=24, mlp=288, tied=False)
+    block: int = 0
+    """Block-causal attention in blocks of so many tokens, counted from position 0; 0: everything sees everything."""
+    noise: Noise = Noise()
+    plan: Plan = Plan(steps=6000, learning_rate=2e-3, warmup=200, floor=0.05, weight_decay=0.01, average=0.999)
+    batch: int = 256
+    """Rows of one step, over all devices."""
+    devices: Devices = Devices()
+    seed: int = 0
+    run: Run = Run(out=Path("out/lists"), evaluate_every=1000, save_every=1000)
+
+
+def lists() -> Masked:
+    """List operations on six items, the model whose accuracy against tokens per call theory knows."""
+    return Masked()
+
+
+def shakespeare() -> Masked:
+    """Characters of --data.files, everything in sight."""
+    plan = Plan(steps=3000, learning_rate=1e-3, warmup=100, floor=0.1, weight_decay=0.1, beta2=0.99)
+    run = Run(out=Path("out/masked-shakespeare"), evaluate_every=500, save_every=500)
+    return dataclasses.replace(lists(), data=Data(kind="text"), shape=Shape(), plan=plan, batch=12, run=run)
+
+
+def block_shakespeare() -> Masked:
+    """The same in blocks of 8, every token learned once in each of two complementary views."""
+    run = Run(out=Path("out/block-shakespeare"), evaluate_every=500, save_every=500)
+    return dataclasses.replace(shakespeare(), block=8, noise=Noise(block=8, pair=True), run=run)
+
+
+PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in (lists, shakespeare, block_shakespeare)}

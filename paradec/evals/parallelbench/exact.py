@@ -1,0 +1,97 @@
+"""Unmasking rules on exact denoisers: what each pays in accuracy for its tokens a call, beside what theory says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from paradec.decode import loop
+from paradec.decode.sampling import row_keys, sampling
+from paradec.decode.unmasking.compose import compose
+from paradec.errors import UnknownName
+from paradec.evals.parallelbench import theory
+from paradec.types import OPEN, Prompt
+
+SWEEPS: dict[str, tuple[str, Sequence[dict[str, Any]]]] = {
+    "random": ("quota", [{"per_call": k, "score": "random"} for k in (1, 2, 3, 4, 6, 8)]),
+    "threshold": ("threshold", [{"tau": t} for t in (0.95, 0.8, 0.6, 0.4, 0.2, 0.0)]),
+    "factor": ("factor", [{"f": f} for f in (0.5, 1.0, 1.6, 2.5, 4.0, 9.0)]),
+    "entropy": ("entropy", [{"delta": d} for d in (0.0, 0.3, 0.6, 1.0, 1.6, 3.0)]),
+    "eb": ("eb", [{"gamma": g} for g in (0.0, 0.3, 1.0, 2.0, 4.0, 9.0)]),
+}
+"""Rules that have one number to turn, and the values it is turned through."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One rule at one setting on one operation. `theory` is the closed form where there is one."""
+
+    operation: str
+    rule: str
+    setting: str
+    accuracy: float
+    error: float  # standard deviation of `accuracy`
+    tokens_per_call: float
+    theory: float | None
+
+
+def sweep(
+    operations: Iterable[str] = ("copy", "replace", "shuffle", "insert", "remove"),
+    rules: Iterable[str] = tuple(SWEEPS),
+    *,
+    items: int = 6,
+    decodes: int = 2000,
+    batch: int = 250,
+    temperature: float = 1.0,
+    seed: int = 0,
+    told: Callable[[Point], None] = lambda point: None,
+) -> list[Point]:
+    """Decode every operation on `items` items with every rule and setting, `decodes` times each.
+
+    `told` hears of each point as it is measured. Raises `UnknownName` for a rule that is not in `SWEEPS`, and what
+    `theory.answers` raises.
+    """
+    points = []
+    for operation in operations:
+        for rule in rules:
+            if rule not in SWEEPS:
+                raise UnknownName("rule to sweep", rule, SWEEPS)
+            names, settings = SWEEPS[rule]
+            length = theory.answers(operation, items).shape[1]
+            for options in (s for s in settings if s.get("per_call", 1) <= length):
+                points.append(_measure(operation, rule, names, options, items, decodes, batch, temperature, seed))
+                told(points[-1])
+    return points
+
+
+def _measure(
+    operation: str, rule: str, names: str, options: dict[str, Any], items: int, decodes: int, batch: int,
+    temperature: float, seed: int,
+) -> Point:  # fmt: skip
+    model, texts = theory.table(operation, items)
+    valid, length = {tuple(t) for t in np.asarray(texts.text).tolist()}, texts.text.shape[1]
+    prompt = Prompt(token=jnp.zeros((batch, 1), jnp.int32), length=jnp.zeros(batch, jnp.int32))
+    method, params = compose(model, names, options), {"target": texts}
+    right = calls = made = 0
+    for first in range(0, decodes, batch):
+        keys, how = row_keys(seed, range(first, first + batch)), sampling(batch, temperature=temperature)
+        state = loop.start(method, params, prompt, jnp.full(batch, length), keys, how, slots=length, chunk=8)
+        state = loop.run(method, params, state, OPEN)
+        right += sum(tuple(text) in valid for text in np.asarray(state.tokens).tolist())
+        calls, made = calls + int(state.calls.sum()), made + batch
+    p = right / made
+    wanted = _theory(operation, items, options) if rule == "random" and temperature == 1 else None
+    setting = ", ".join(f"{k}={v}" for k, v in options.items() if k != "score")
+    return Point(operation, rule, setting, p, math.sqrt(p * (1 - p) / made), made * length / calls, wanted)
+
+
+def _theory(operation: str, items: int, options: dict[str, Any]) -> float | None:
+    try:
+        return theory.accuracy(operation, items, options["per_call"])
+    except ValueError:
+        return None

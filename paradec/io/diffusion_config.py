@@ -1,0 +1,241 @@
+"""`config.json` of published diffusion language models as a `BlockDiffusion`.
+
+Each of these families is a Llama, Qwen2 or Qwen3 that sees both ways, so its keys are read by `hf_config`. What is
+added here: the mask token, the block, where blocks are counted from, and whether row p predicts token p or p + 1. The
+published files state these in part or not at all; the table `FAMILIES` has the rest, from the code that each family
+was published with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paradec.errors import InputError, WeightsError
+from paradec.io.hf_config import Config, Fields, read_config, write_config
+from paradec.io.tokenizer import Tokenizer
+from paradec.models.block_diffusion import BlockDiffusion
+
+MASK_TOKENS = ("<|mask|>", "|<MASK>|")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A model type: the plain family it is built from, and what a config.json of it leaves unsaid.
+
+    `mask_id` None: the tokenizer has it. `block_key` "": full attention; `block` None: config.json or the caller must
+    say it. `grid` and `shift` are those of `BlockDiffusion`.
+    """
+
+    base: str
+    mask_id: int | None
+    block_key: str = ""
+    block: int | None = None
+    grid: str = "text"
+    shift: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "llada": Family("llama", 126336),  # LLaDA 8B, LLaDA 1.5: arXiv 2502.09992
+    "Dream": Family("qwen2", 151666, shift=True),  # Dream 7B: arXiv 2508.15487
+    "Fast_dLLM_Qwen": Family("qwen2", 151665, "bd_size", 32, shift=True),  # Fast-dLLM v2: arXiv 2509.26328
+    "sdar": Family("qwen3", 151669, "block_size"),  # SDAR, TraDo; published with blocks of 4 and of other sizes
+    # dllm's autoregressive-to-diffusion models: mdlm sees everything, bd3lm is trained with blocks of 32.
+    "a2d-qwen2": Family("qwen2", None, "block_size", grid="prompt"),
+    "a2d-qwen3": Family("qwen3", None, "block_size", grid="prompt"),
+}
+_LOWER = {name.lower(): name for name in FAMILIES}  # Dream is found in both spellings
+
+# Families of the hub that paradec cannot express yet, by model type.
+_EXPERTS, _DIT = "a mixture of experts", "a diffusion transformer whose norms are modulated by the noise level"
+LACKING = {
+    "llada_moe": ("LLaDA-MoE", _EXPERTS),
+    "lladamoe": ("LLaDA-MoE", _EXPERTS),
+    "llada2_moe": ("LLaDA2", _EXPERTS),
+    "sdar_moe": ("SDAR-MoE", _EXPERTS),
+    "mdlm": ("MDLM", _DIT),
+    "bd3lm": ("BD3-LM", _DIT),
+}
+
+# OLMo's settings that LLaDA's code has and its checkpoints leave off.
+_OFF = {
+    "alibi": "paradec's positions are rotary",
+    "attention_layer_norm": "paradec's LLaDA has no norms on queries and keys",
+    "bias_for_layer_norm": "paradec's norms have no bias",
+    "clip_qkv": "paradec does not clip",
+    "include_bias": "paradec's LLaDA has no biases",
+    "include_qkv_bias": "paradec's LLaDA has no biases",
+    "input_emb_norm": "paradec's LLaDA does not scale its embedding",
+    "multi_query_attention": "give n_kv_heads instead",
+    "scale_logits": "paradec does not scale logits",
+}
+_ONLY = {
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "rope": True,
+    "block_group_size": 1,
+}
+
+
+def is_diffusion(config: Any) -> bool:
+    """Whether a parsed config.json names a diffusion family, one that paradec lacks included."""
+    return _family(config) in FAMILIES or _lacking(config) is not None
+
+
+def read_diffusion(
+    config: Mapping[str, Any],
+    where: str = "config.json",
+    dtype: str | None = None,
+    *,
+    folder: Path | None = None,
+    mask_id: int | None = None,
+    block: int | None = None,
+) -> tuple[Config, BlockDiffusion]:
+    """The `Config` of the base, under the diffusion family's name, and the model that the config.json describes.
+
+    `mask_id` and `block` (0: full attention) win over the file. Without the first, the mask token is the file's
+    `mask_token_id`, else the family's, else the one that the tokenizer in `folder` adds.
+
+    Raises what `read_config` raises; `WeightsError` for a family of `LACKING` and where nothing says the mask token or
+    the block; `InputError` for a mask token outside the vocabulary and for a model with sliding windows.
+    """
+    if (lacking := _lacking(config)) is not None:
+        name, kind = lacking
+        raise WeightsError(
+            f"{where} describes {name}, {kind}, which is not supported yet. Take a dense model: {', '.join(FAMILIES)}."
+        )
+    name = _family(config)
+    family, fields = FAMILIES[name], Fields(config, {}, where)
+    fields.refuse("use_mrope", "paradec's positions have one axis")
+    if not family.block_key:  # such models exist, under the same model type, and are not shifted either
+        fields.refuse("block_size", f"paradec knows {name} with full attention only")
+    plain = (_llada(fields) if name == "llada" else dict(config)) | {"model_type": family.base}
+    base = read_config(plain, where, dtype)
+    model = BlockDiffusion(
+        base.model,
+        mask_id=_mask_id(fields, family, folder) if mask_id is None else mask_id,
+        block=_block(fields, name) if block is None else block,
+        grid=family.grid,
+        shift=family.shift,
+    )
+    return dataclasses.replace(base, family=name), model
+
+
+def write_diffusion(model: BlockDiffusion) -> dict[str, Any]:
+    """The config.json of a diffusion model, as `read_diffusion` reads it. A `block_size` of 0 says full attention.
+
+    Raises `InputError` for a model that none of the families can express.
+    """
+    plain = write_config(model.base)
+    for name, family in FAMILIES.items():
+        if family.base != plain["model_type"] or (model.block and not family.block_key):
+            continue
+        block = {family.block_key: model.block} if family.block_key else {}
+        config = plain | {"model_type": name, "mask_token_id": model.mask_id} | block
+        with contextlib.suppress(WeightsError):
+            found = read_diffusion(config)[1]
+            if found == (model if model.block else dataclasses.replace(model, grid=found.grid)):
+                return config
+    raise InputError(
+        "No diffusion family of the hub has this shape: blocks, their grid and the shift go with queries and keys that "
+        "are normed (SDAR, A2D on Qwen3) or biased (Dream, Fast-dLLM v2, A2D on Qwen2)."
+    )
+
+
+def states_head(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says if the vocabulary head is tied. Where it does not, only an absent head is tied."""
+    return any(config.get(key) is not None for key in ("tie_word_embeddings", "weight_tying"))
+
+
+def _family(config: Any) -> str:
+    """The model type as `FAMILIES` spells it; "" for any other."""
+    found = config.get("model_type") if isinstance(config, Mapping) else None
+    return _LOWER.get(found.lower(), "") if isinstance(found, str) else ""
+
+
+def _lacking(config: Any) -> tuple[str, str] | None:
+    """Name and kind of a family that paradec lacks, None for any other.
+
+    LLaDA-MoE has the model type of the dense LLaDA, so what lists experts is a mixture, whatever its type.
+    """
+    found = config.get("model_type") if isinstance(config, Mapping) else None
+    if not isinstance(found, str):
+        return None
+    if found.lower() in LACKING:
+        return LACKING[found.lower()]
+    experts = config.get("num_experts") or "moe" in str(config.get("architectures")).lower()
+    if experts and found.lower() in _LOWER:
+        return LACKING["llada_moe"] if found.lower() == "llada" else (f"a {found} model", _EXPERTS)
+    return None
+
+
+def _mask_id(fields: Fields, family: Family, folder: Path | None) -> int:
+    stated = fields.get("mask_token_id")
+    if stated is not None:
+        if isinstance(stated, bool) or not isinstance(stated, int):
+            fields.fail("mask_token_id", stated, "a token id")
+        return stated
+    if family.mask_id is not None:
+        return family.mask_id
+    added = None if folder is None else _added_mask(folder)
+    if added is None:
+        raise WeightsError(
+            f"The mask id is missing from {fields.where}, and no tokenizer beside it adds {' or '.join(MASK_TOKENS)}. "
+            "Find it in the model's card and pass mask_id=."
+        )
+    return added
+
+
+def _added_mask(folder: Path) -> int | None:
+    """The id of the mask token that the tokenizer of a folder adds; None where there is no such token or tokenizer."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer.from_folder(folder)
+    texts = (tokenizer.names.get("mask_token"), *MASK_TOKENS)
+    return next((i for t in texts if t and (i := tokenizer.core.token_to_id(t)) is not None), None)
+
+
+def _block(fields: Fields, name: str) -> int:
+    family = FAMILIES[name]
+    if not family.block_key:
+        return 0
+    if fields.get(family.block_key) == 0 and name.startswith("a2d"):
+        return 0  # paradec's own way to write one that sees the whole canvas
+    if fields.get(family.block_key) is not None:
+        return fields.count(family.block_key)
+    if family.block is None:
+        full = "0 if it sees the whole canvas (mdlm), 32 if it is a bd3lm" if name.startswith("a2d") else "often 4"
+        raise WeightsError(
+            f"{fields.where} has no {family.block_key}, and models of type {name} differ in it. Find the size of the "
+            f"blocks that this one was trained with and pass block= ({full})."
+        )
+    return family.block
+
+
+def _llada(fields: Fields) -> dict[str, Any]:
+    """LLaDA's keys, which are OLMo's, under the names of a Llama. Nothing has a default that could pass unnoticed."""
+    for key, why in _OFF.items():
+        fields.refuse(key, why)
+    for key, only in _ONLY.items():
+        if fields.get(key, only) != only:
+            fields.fail(key, fields.get(key), repr(only))
+    heads, vocabulary = fields.count("n_heads"), fields.count("vocab_size")
+    rows = fields.count("embedding_size", vocabulary)  # the table may be longer than the vocabulary
+    if rows < vocabulary:
+        fields.fail("embedding_size", rows, f"at least vocab_size = {vocabulary}")
+    return dict(fields.values) | {
+        "hidden_size": fields.count("d_model"),
+        "num_hidden_layers": fields.count("n_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.count("n_kv_heads", heads),
+        "intermediate_size": fields.count("mlp_hidden_size"),
+        "vocab_size": rows,
+        "max_position_embeddings": fields.count("max_sequence_length"),
+        "rms_norm_eps": fields.number("rms_norm_eps"),
+        "rope_theta": fields.number("rope_theta"),
+        "tie_word_embeddings": fields.flag("weight_tying"),
+    }
