@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from paradec.errors import ExactnessError, InputError, ParadecError
+from paradec.errors import ExactnessError, InputError, ParadecError, Stopped
 
 Repeat = tyro.conf.UseAppendAction
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -350,6 +350,9 @@ def guarded(program: Callable[[], int]) -> int:
     """The exit status of a program; errors that are the user's to mend become sentences on stderr."""
     try:
         return program()
+    except Stopped as e:
+        ERR.print(str(e), markup=False, soft_wrap=True)
+        return os.EX_TEMPFAIL
     except ParadecError as e:
         ERR.print(f"paradec: {e}", style="red", markup=False, soft_wrap=True)
         return 2

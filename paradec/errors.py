@@ -48,6 +48,10 @@ class Diverged(ParadecError):
     """A training run whose loss or gradient is no number any more. What was learned before is saved."""
 
 
+class Stopped(ParadecError):
+    """A training run was asked to go (SIGTERM, preemption) before its last step. Nothing is lost; start it again."""
+
+
 def check_fields(config: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:
     """Raise `InputError` for the first field whose value is not as wanted: name → (whether it is, what is wanted)."""
     for name, (holds, what) in wanted.items():

@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 
 from paradec import config as configs
 from paradec import mesh, params
-from paradec.errors import Diverged, InputError, check_fields
+from paradec.errors import Diverged, InputError, Stopped, check_fields
 from paradec.io.checkpoint import Checkpoints
 from paradec.learn import step as steps
 from paradec.learn.report import Clock, Report, Work
@@ -78,8 +78,8 @@ def fit(
     `data` yields this process' rows of each batch as numpy arrays; inside `mesh.use` they are put together over all
     processes. `config` is the whole configuration as JSON; a checkpoint made with another is refused, with the
     differences, unless `run.changed`. `evaluate` returns numbers, `loss` among them. SIGTERM (and a preemption notice,
-    under `jax.distributed`) saves and stops. Raises `Diverged` after a last checkpoint when loss or gradient is not
-    finite.
+    under `jax.distributed`) saves and raises `Stopped`, so that nobody takes half-trained weights for the result.
+    Raises `Diverged` after a last checkpoint when loss or gradient is not finite.
     """
     trainable, frozen, key = (_on_mesh(tree) for tree in (trainable, frozen, key))
     abstract = abstract_state(plan, trainable, key)
@@ -129,9 +129,9 @@ class _Turn:
                 self.tell(late, state, n)  # what the checkpoint holds must be in the log before it
                 late = None
                 self.save(n, state, self.look(n, state) if looked and self.evaluate else None)
-            if stop:
-                self.report.say(f"Asked to stop: step {n} is saved. Start the same command again to go on.")
-                break
+            if stop and n < self.plan.steps:
+                self.kept.wait()
+                raise Stopped(f"Asked to stop: step {n} is saved. Start the same command again to go on.")
         self.kept.wait()
         return state
 

@@ -107,7 +107,8 @@ def hidden_states(
         if out.exists():
             continue
         texts = [_text(record, length) for record in _records(path)]
-        token = np.zeros((len(texts) + -len(texts) % batch, length), np.int32)
+        width = min(length, -(-max(len(ids) for ids, _ in texts) // 64) * 64)  # no wider than the shard's texts
+        token = np.zeros((len(texts) + -len(texts) % batch, width), np.int32)
         for row, (ids, _) in enumerate(texts):
             token[row, : len(ids)] = ids
         with precision(lm.params):

@@ -15,7 +15,7 @@ import pytest
 from paradec import mesh, params
 from paradec.data import chain
 from paradec.data.synthetic import Markov
-from paradec.errors import Diverged, InputError
+from paradec.errors import Diverged, InputError, Stopped
 from paradec.learn import loop
 from paradec.learn.loop import Run
 from paradec.learn.objectives.next_token import NextToken
@@ -109,8 +109,8 @@ def test_the_clock_is_in_every_line(tmp_path):
 @pytest.mark.parametrize("after", [1, 5, 8])
 def test_a_run_that_is_told_to_go_saves_and_goes_on(tmp_path, straight, after):
     data = chain.batches(CHAIN, 8, threads=2)
-    stopped = fit(tmp_path, data=Interrupted(data, after))
-    assert int(stopped.step) == after
+    with pytest.raises(Stopped, match=f"step {after} is saved"):
+        fit(tmp_path, data=Interrupted(data, after))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     final = fit(tmp_path)
     assert same(final, straight[0]) and lines(tmp_path) == straight[1]
