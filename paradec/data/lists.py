@@ -80,7 +80,7 @@ class Lists:
         token = np.asarray([*shown, *given, *answer], np.int32)
         return {"token": token, "learn": np.arange(len(token)) >= self.prompt}
 
-    def right(self, token: Sequence[int], answer: Sequence[int]) -> bool:
+    def right(self, token: Sequence[int] | np.ndarray, answer: Sequence[int] | np.ndarray) -> bool:
         """Whether `answer` is valid for the prompt that a row's `token` begins with."""
         operation, index, word, *given = (int(t) for t in token[: self.prompt])
         kind, _, place = OPERATIONS[operation - self.symbols].partition("_")

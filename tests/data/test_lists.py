@@ -13,7 +13,7 @@ def test_every_row_is_right_and_others_are_not():
     source, kinds = Lists(items=5, symbols=12, rows=400), Counter()
     for index in range(400):
         row = source[index]
-        token, answer = row["token"], row["token"][source.prompt :]
+        token, answer = row["token"], row["token"][source.prompt :].tolist()
         operation = OPERATIONS[token[0] - source.symbols]
         kinds[operation] += 1
         assert len(answer) == source.answer_length(operation) and row["learn"].sum() == len(answer)
