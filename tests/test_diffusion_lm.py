@@ -26,14 +26,14 @@ def denoiser(lm, **options):
 
 def test_generate_and_its_options(causal):
     lm = denoiser(causal)
-    ask = dict(max_new_tokens=12, method="threshold", method_args={"tau": 0.05, "block": 6}, ignore_eos=True)
+    ask = dict(max_new_tokens=12, method="quota", method_args={"per_call": 2, "block": 6}, ignore_eos=True)
     alone = [lm.generate(p, **ask)[0] for p in PROMPTS]
     together = lm.generate(PROMPTS, batch_size=4, **ask)
     for a, b in zip(alone, together, strict=True):
         assert a.token_ids == b.token_ids and a.settled == b.settled and a.calls == b.calls
         assert len(a.token_ids) == 12 and 0 not in a.token_ids and a.finish == "length"
-        assert 1 <= min(a.settled) and max(a.settled) == a.calls < 12 and a.tokens_per_call == 12 / a.calls
-    fast = lm.generate(PROMPTS, **ask | {"method": "threshold+freedave"})
+        assert 1 <= min(a.settled) and max(a.settled) == a.calls == 6 and a.tokens_per_call == 2
+    fast = lm.generate(PROMPTS, **ask | {"method": "quota+freedave"})
     assert [r.token_ids for r in fast] == [r.token_ids for r in alone]
     assert sum(r.calls for r in fast) < sum(r.calls for r in alone)
     again = lm.generate(PROMPTS, **ask, temperature=0.9, seed=3)

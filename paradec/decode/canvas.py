@@ -71,7 +71,6 @@ class Front:
     hi: Int32[Array, "B"]
     fresh: Bool[Array, "B"]  # the block has had no call yet
     turn: Int32[Array, "B"]  # steps made: those of a plain decode, whoever speculates
-    turned: Int32[Array, "B S"]  # the step that settled each position, OPEN while it is open
     revised: Int32[Array, "B S"]  # how often a settled position was opened again or overwritten
     rewrite: PyTree
     select: PyTree
@@ -111,7 +110,7 @@ class Canvas:
         inside = lax.broadcasted_iota(jnp.int32, (B, slots), 1) < prompt.length[:, None]
         zero, at = jnp.zeros(B, jnp.int32), jnp.where(inside, 0, OPEN)
         front = Front(
-            lo=prompt.length, hi=prompt.length, fresh=jnp.ones(B, bool), turn=zero, turned=at,
+            lo=prompt.length, hi=prompt.length, fresh=jnp.ones(B, bool), turn=zero,
             revised=jnp.zeros((B, slots), jnp.int32),
             rewrite=() if self.rewrite is None else self.rewrite.init(B, W, V),
             select=self.select.init(B, W, V),
@@ -189,7 +188,7 @@ class Canvas:
             logits=logits, position=reply.position, token=token, current=read(state.tokens), confidence=confidence,
             open=exists & (read(state.committed_at) == OPEN),
             inside=exists, lo=front.lo, hi=front.hi, prompt=state.prompt, limit=state.limit, turn=front.turn,
-            fresh=front.fresh, key=state.key, settled_at=read(front.turned),
+            fresh=front.fresh, key=state.key,
             shadow=None if reply.shadow is None else self.suppress(reply.shadow),
         )  # fmt: skip
 
@@ -224,13 +223,13 @@ def write(state: DecodeState, view: View, accept: Bool[Array, "B W"], reopen: Bo
     front, beyond = state.carry, state.tokens.shape[1]
     put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
     at, back = (jnp.where(mask, view.position, beyond) for mask in (accept, reopen))
-    stamp = lambda x, now: put(put(x, at, jnp.broadcast_to(now[:, None], at.shape)), back, jnp.full_like(back, OPEN))
     add = jax.vmap(lambda x, at: x.at[at].add(1, mode="drop"))
+    now = jnp.broadcast_to(state.calls[:, None], at.shape)
     edited = jnp.where(accept & ~view.open, view.position, beyond)
     return state.replace(
         tokens=put(state.tokens, at, view.token),
-        committed_at=stamp(state.committed_at, state.calls),
-        carry=front.replace(turned=stamp(front.turned, front.turn), revised=add(add(front.revised, back), edited)),
+        committed_at=put(put(state.committed_at, at, now), back, jnp.full_like(back, OPEN)),
+        carry=front.replace(revised=add(add(front.revised, back), edited)),
     )
 
 

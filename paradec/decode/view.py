@@ -33,7 +33,6 @@ class View:
     turn: Int32[Array, "B"]  # steps the row has made before this one
     fresh: Bool[Array, "B"]  # this is the block's first call
     key: jax.Array
-    settled_at: Int32[Array, "B W"]  # the step that settled it, OPEN where open
     shadow: Float[Array, "B W V"] | None = None  # logits of rows that see all but their own position
 
     def within(self, hi: Int32[Array, "B"]) -> View:

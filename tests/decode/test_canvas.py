@@ -17,17 +17,12 @@ from tests.decode.canvases import LENGTHS, LIMITS, MASK, SLOTS, VOCAB, decode, d
 
 CASES = {  # model, decode options
     "whole": (dict(), dict(block=8)),
-    "whole, one block": (dict(), dict()),
     "dual": (dict(), dict(block=8, cache="dual")),
-    "dual, shifted": (dict(shift=True), dict(block=8, cache="dual")),
     "prefix": (dict(), dict(block=8, cache="prefix")),
     "block-causal": (dict(block=8), dict(cache="none")),
     "block": (dict(block=8), dict(cache="block")),
     "block, shifted": (dict(block=8, shift=True), dict(cache="block")),
-    "block, prompt grid": (dict(block=8, grid="prompt"), dict(cache="block")),
-    "sub-block": (dict(block=8), dict(cache="sub_block", block=4)),
     "sub-block, shifted": (dict(block=8, shift=True), dict(cache="sub_block", block=4)),
-    "dual, free-running": (dict(), dict(block=8, cache="dual", wait=False)),
     "sub-block, free-running": (dict(block=8), dict(cache="sub_block", block=4, wait=False)),
 }
 

@@ -102,9 +102,12 @@ def test_mutants_are_caught(monkeypatch, name):
 CASES = int(os.environ.get("PARADEC_CASES", "64"))
 
 
+MANY = pytest.mark.skipif("PARADEC_CASES" not in os.environ, reason="takes PARADEC_CASES=1000")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("names", RULES)
-@pytest.mark.parametrize("rows", [8, 1])
+@pytest.mark.parametrize("rows", [8, pytest.param(1, marks=MANY)])
 def test_random_cases(names, rows):
     """PARADEC_CASES of them for each rule, alone and in ragged batches: no text differs, no row takes more calls."""
     V, S, model = 12, 24, HiddenMarkov(12, parallel=False)

@@ -23,7 +23,6 @@ from paradec.decode.unmasking.wino import Wino
 from paradec.decode.view import View, best, rank
 from paradec.errors import InputError, UnknownName
 from paradec.models.heads import ConfidenceFilter, FilterWeights
-from paradec.types import OPEN
 from tests.decode.canvases import LENGTHS, LIMITS, STARTS, chain, decode, denoiser, differs, on_chain, same
 
 
@@ -39,7 +38,6 @@ def seen(confidence, open_=None, vocab=5, tokens=None, **changes):
         logits=jnp.log(law), position=jnp.arange(W, dtype=jnp.int32)[None], token=top, confidence=c, open=is_open,
         current=jnp.zeros((1, W), jnp.int32), inside=jnp.ones((1, W), bool), lo=one(0), hi=one(W), prompt=one(0),
         limit=one(W), turn=one(0), fresh=jnp.asarray([True]), key=jax.random.split(jax.random.key(0), 1),
-        settled_at=jnp.where(is_open, OPEN, 0),
     )  # fmt: skip
     return view.replace(**changes)
 

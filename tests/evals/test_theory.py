@@ -85,7 +85,9 @@ def decoded(operation, items, per_calls, decodes, temperature=1.0, names="quota"
     return right
 
 
-BIG = [pytest.param(n, marks=[pytest.mark.slow] if n != 4 else []) for n in range(4, 9)]
+MANY = pytest.mark.skipif("PARADEC_CASES" not in os.environ, reason="takes PARADEC_CASES=1000")
+REST = [pytest.param(n, marks=[pytest.mark.slow, MANY]) for n in (5, 6, 7)]
+BIG = [4, pytest.param(8, marks=pytest.mark.slow), *REST]
 
 
 @pytest.mark.parametrize("operation", RANDOM)

@@ -118,7 +118,8 @@ def test_a_run_that_is_told_to_go_saves_and_goes_on(tmp_path, straight, after):
 
 def test_the_data_position_matters(tmp_path, straight, monkeypatch):
     """The mutant of the law above: without its position the data starts anew, and the end is another."""
-    fit(tmp_path, data=Interrupted(chain.batches(CHAIN, 8, threads=2), 5))
+    with pytest.raises(Stopped):
+        fit(tmp_path, data=Interrupted(chain.batches(CHAIN, 8, threads=2), 5))
     monkeypatch.setattr(loop, "_go_on", lambda batches, position: None)
     assert not same(fit(tmp_path).trainable, straight[0].trainable)
 
