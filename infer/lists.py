@@ -64,7 +64,7 @@ def main(run: Run) -> int:
                     p = points[-1]
                     known = "" if p.theory is None else f"theory {p.theory:.4f}"
                     paid = f"{p.tokens_per_call:.2f} tokens a call, accuracy {p.accuracy:.4f} ± {p.error:.4f}"
-                    OUT.print(f"{operation:15} {rule:10} {p.setting:12} {paid}  {known}", markup=False)
+                    OUT.print(f"{operation:15} {rule:10} {p.setting:12} {paid}  {known}", markup=False, soft_wrap=True)
     write(run.out, json.dumps([dataclasses.asdict(p) for p in points], indent=1))
     if run.png is not None:
         trade_off([p for p in points if p.operation in run.drawn], run.png)

@@ -310,14 +310,10 @@ def show_comparison(report: Any) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a whole file or none: the name appears when its content is complete."""
-    half = path.with_name(path.name + ".part")
-    try:
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
-    except OSError as e:
-        half.unlink(missing_ok=True)
-        raise InputError(f"Cannot write {path}: {e.strerror or e}.") from e
+    """Write a whole file or none, and say so."""
+    from paradec.io import text_file
+
+    text_file.write(path, text)
     ERR.print(f"Wrote {path}", style="dim", markup=False)
 
 

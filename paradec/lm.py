@@ -102,6 +102,7 @@ class Decoder:
     name: str
     method: Method
     params: PyTree
+    options: Any = None  # as given, held so that nothing else gets the id of one
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
 
@@ -220,13 +221,14 @@ class LanguageModel:
             raise InputError(f"{self.name} is a diffusion model: choose an unmasking rule, such as quota or threshold.")
         if ask.repetition != 1:
             raise InputError("A canvas has no order of its own, so there is no repetition penalty; leave it at 1.")
-        key = (ask.method, repr(sorted(options.items())), ask.ignore_eos)
+        plain = lambda value: value if isinstance(value, (bool, int, float, str, tuple)) else id(value)
+        key = (ask.method, tuple(sorted((name, plain(v)) for name, v in options.items())), ask.ignore_eos)
         if key not in self.decoders:
             eos = () if ask.ignore_eos else self.tokenizer.eos_ids
-            engine = {name: options.pop(name) for name in ENGINE if name in options}
-            words = self.tokenizer.vocab_size
-            method = compose(self.model, ask.method, options, eos=eos, words=words, **engine)
-            self.decoders[key] = Decoder(ask.method, method, {"target": self.params})
+            engine = {name: options[name] for name in ENGINE if name in options}
+            parts = {name: value for name, value in options.items() if name not in ENGINE}
+            method = compose(self.model, ask.method, parts, eos=eos, words=self.tokenizer.vocab_size, **engine)
+            self.decoders[key] = Decoder(ask.method, method, {"target": self.params}, options)
         return self.decoders[key]
 
     def part(self, kind: str, given: Any) -> Part | None:
@@ -260,11 +262,12 @@ class LanguageModel:
 
     def end(self, prompt: int, new_tokens: int) -> int:
         """Where a row stops. Block-causal diffusion fills whole blocks; what is too much is cut from the text."""
-        end = min(prompt + new_tokens, getattr(self.model, "max_length", 2**30))
+        longest = getattr(self.model, "max_length", 2**30)
         if block := getattr(self.model, "block", 0):
             first = prompt if self.model.grid == "prompt" else 0
-            end = -(-(end - first) // block) * block + first
-        return end
+            whole = -(-(prompt + new_tokens - first) // block) * block + first
+            return min(whole, (longest - first) // block * block + first)
+        return min(prompt + new_tokens, longest)
 
     def decode(
         self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int], shown: Sequence[str] = ()

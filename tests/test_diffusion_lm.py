@@ -50,6 +50,17 @@ def test_blocks_are_filled_and_the_rest_is_cut(causal):
             assert len(result.token_ids) == 11 and result.calls >= 11
 
 
+def test_the_end_is_a_border_inside_the_model(causal):
+    longest = causal.model.max_length
+    for grid, block, prompt in (("text", 8, 5), ("text", 24, 30), ("prompt", 24, 30)):
+        lm = denoiser(causal, block=block, grid=grid)
+        for new in (1, 11, longest):
+            end, first = lm.end(prompt, new), prompt if grid == "prompt" else 0
+            assert (end - first) % block == 0 and end <= longest
+            assert end >= min(prompt + new, longest - block + 1)
+    assert denoiser(causal).end(5, 11) == 16 and causal.end(5, 10**6) == longest
+
+
 def test_stream_grows(causal):
     lm = denoiser(causal)
     seen = list(lm.stream("Hello", method="quota", max_new_tokens=10, method_args={"block": 5}, ignore_eos=True))

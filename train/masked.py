@@ -49,6 +49,8 @@ class Corpus(NamedTuple):
 def main(config: Masked) -> TrainState:
     """Train, and leave the model as a Hugging Face folder in `run.out`."""
     corpus, sides = read(config.data), config.devices
+    if config.block and corpus.pack:
+        raise InputError("Lists are ragged, block diffusion wants full rows; use --block 0 or --data.kind text.")
     if config.block and corpus.length % config.block:
         raise InputError(f"Rows of {corpus.length} tokens do not split into blocks of {config.block}; set data.length.")
     with mesh.use(mesh.make_mesh(sides.data, sides.model), RULES[sides.rules]) as place:
@@ -93,8 +95,7 @@ def read(data: Data) -> Corpus:
 
 
 def shape(config: Masked, corpus: Corpus) -> BlockDiffusion:
-    """The structure of a new model; queries and keys are normed, so that it is one of the hub's families (A2D, SDAR).
-    """
+    """The structure of a new model; with queries and keys normed, it is one of the hub's families (A2D, SDAR)."""
     s = config.shape
     base = Transformer(
         vocab_size=corpus.vocab_size, width=s.width, num_layers=s.layers, num_heads=s.heads, num_kv_heads=s.kv_heads,

@@ -106,7 +106,6 @@ class Whole:
     """No cache: every call reads the whole canvas. The truth that the others are measured against."""
 
     name = "none"
-    exact = True
     keeps = False
 
     def init(self, target: Denoiser, batch: int, slots: int) -> PyTree:
@@ -198,7 +197,6 @@ class Dual(Cached):
     """Fast-dLLM's dual cache (arXiv 2505.22618): one call on the whole canvas for each block, then the block alone."""
 
     name = "dual"
-    exact = False
 
     def opening(self, target: Denoiser, state: DecodeState) -> Span:
         zero = jnp.zeros_like(state.limit)
@@ -297,7 +295,6 @@ class SubBlock(BlockCausal):
     """
 
     name = "sub_block"
-    exact = False
 
     def opening(self, target: Denoiser, state: DecodeState) -> Span:
         span = super().opening(target, state)

@@ -95,6 +95,13 @@ def best(score: Float[Array, "B W"], among: Bool[Array, "B W"]) -> Bool[Array, "
     return among & (lax.broadcasted_iota(at.dtype, among.shape, 1) == at[:, None])
 
 
+def bar(confidence: float, name: str = "tau") -> Float[Array, ""]:
+    """A confidence to be reached, as a leaf; above 1 nothing reaches it. Raises `ValueError` below 0 and for NaN."""
+    if not confidence >= 0:
+        raise ValueError(f"{name} is a confidence, so 0 or more (above 1: never reached); {confidence} was given.")
+    return jnp.float32(confidence)
+
+
 def count(mask: Bool[Array, "B W"]) -> Int[Array, "B"]:
     """How many are true in each row."""
     return jnp.sum(mask, axis=-1, dtype=jnp.int32)

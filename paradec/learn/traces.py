@@ -92,9 +92,7 @@ def _records(path: Path) -> Iterator[Record]:
             raise InputError(f"Line {number} of {path} is damaged ({error}); delete it and record again.") from None
 
 
-def hidden_states(
-    lm: LanguageModel, folder: Path, *, length: int = 256, ahead: int = 4, batch: int = 16
-) -> HiddenRows:
+def hidden_states(lm: LanguageModel, folder: Path, *, length: int = 256, ahead: int = 4, batch: int = 16) -> HiddenRows:
     """The hidden states (after the final norm, bfloat16) of all records of a folder, computed once and kept there.
 
     Texts longer than `length` keep their end. A row of the result is what the model wrote itself, to be learned from,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paradec.decode.unmasking.ada_block import AdaBlock
-from paradec.decode.unmasking.compose import PARTS, compose, whole_blocks
+from paradec.decode.unmasking.compose import PARTS, compose
 from paradec.decode.unmasking.credit import Credit
 from paradec.decode.unmasking.eb import EntropyBounded
 from paradec.decode.unmasking.entropy import Entropy
@@ -297,6 +297,9 @@ BAD = {
     "freedave and revocation": (("wino+freedave", {}, {"block": 8}), "freedave needs a rule that never takes back"),
     "no end-of-text": (("end_of_text", {}, {}), "end_of_text needs end-of-text token ids"),
     "a block of nothing": (("quota", {}, {"block": 0}), "A block is at least one token long"),
+    "a threshold below 0": (("threshold", {"tau": -0.1}, {}), "tau is a confidence, so 0 or more"),
+    "no number": (("local_leap", {"kappa": float("nan")}, {}), "kappa is a confidence"),
+    "a quota of nothing": (("quota", {"per_call": 0}, {}), "per_call is 1 or more"),
     "a mode of ending": (("quota", {}, {"ends": "soon"}), "ends is free, late or never"),
 }  # fmt: skip
 
@@ -321,8 +324,6 @@ def test_more_bad_input():
         compose(exact, "wino", block=8)
     with pytest.raises(InputError, match="one place off"):
         compose(denoiser(shift=True)[0], "wino", block=8)
-    with pytest.raises(InputError, match="30 new tokens do not fill the model's blocks of 8; ask for 32"):
-        whole_blocks(compose(causal, "quota"), 30, prompt=8)
     with pytest.raises(InputError, match="mask_token_id"):
         denoiser()[0].__class__(denoiser()[0].base, mask_id=97)
     for make in (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 
 from paradec import struct
-from paradec.decode.view import View
+from paradec.decode.view import View, bar
 
 
 @struct.dataclass
@@ -31,7 +31,7 @@ class AdaBlock:
         ids = sorted(delimiter)
         if not ids or size < 1 or ahead < 1:
             raise ValueError("ada_block wants delimiter token ids, such as the newline's, and sizes of 1 or more.")
-        return cls(jnp.asarray(ids, jnp.int32), jnp.float32(tau), size, ahead)
+        return cls(jnp.asarray(ids, jnp.int32), bar(tau), size, ahead)
 
     @property
     def reach(self) -> int:

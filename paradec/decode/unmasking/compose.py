@@ -27,11 +27,9 @@ from paradec.decode.unmasking.quota import Quota
 from paradec.decode.unmasking.regions import Blocks, Everything
 from paradec.decode.unmasking.threshold import Threshold
 from paradec.decode.unmasking.wino import Wino
+from paradec.decode.view import bar
 from paradec.errors import InputError, UnknownName
 from paradec.types import Denoiser
-
-SLOTS = ("rewrite", "select", "region", "stop", "cut", "wrap")
-"""The order in which parts work within a step. A method has at most one part for each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +55,11 @@ class Part:
 
 
 def _filter(weights: Any, filter: Any, tau: float = 0.96) -> LearnedFilter:
-    return LearnedFilter(weights, filter, jnp.float32(tau))
+    return LearnedFilter(weights, filter, bar(tau))
 
 
 def _end_of_text(eos: Iterable[int], tau: float = 0.0, leftmost: bool = False) -> EndOfText:
-    return EndOfText(jnp.asarray(sorted(eos), jnp.int32), jnp.float32(tau), leftmost)
+    return EndOfText(jnp.asarray(sorted(eos), jnp.int32), bar(tau), leftmost)
 
 
 def _freedave(drafts: int = 4) -> int:
@@ -115,8 +113,8 @@ def compose(
     Raises `UnknownName` for a part or an option that does not exist, `InputError` for parts that do not go together.
     """
     chosen = _parts(names)
-    made = {slot: part.make(**_own(part, chosen, options or {}, eos)) for slot, part in chosen.items()}
     _check_names(chosen.values(), options or {})
+    made = {slot: _make(part, _own(part, chosen, options or {}, eos)) for slot, part in chosen.items()}
     fixed = block is not None or target.block > 0
     region = made.get("region") or (_blocks(target, block) if fixed else Everything())
     method = Canvas(
@@ -211,6 +209,13 @@ def _parts(names: str) -> dict[str, Part]:
     return chosen
 
 
+def _make(part: Part, own: Mapping[str, Any]) -> Any:
+    try:
+        return part.make(**own)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def _own(part: Part, chosen: Mapping[str, Part], options: Mapping[str, Any], eos: Iterable[int]) -> dict[str, Any]:
     known, own = part.options(), {}
     if part.name == "end_of_text":
@@ -252,17 +257,3 @@ def _blocks(target: Denoiser, block: int | None) -> Blocks:
     if target.block and target.block % size:
         raise InputError(f"Blocks of {size} do not divide the model's blocks of {target.block}.")
     return Blocks(size, target.grid if target.block else "prompt")
-
-
-def whole_blocks(method: Canvas | FreeDave, new_tokens: int, prompt: int = 0) -> None:
-    """Raise `InputError` where `new_tokens` after a prompt of `prompt` do not fill whole blocks of the model.
-
-    A block-causal model was trained on full blocks only. Models that see the whole canvas may end on a shorter one.
-    """
-    target = method.target
-    first = prompt if target.block and target.grid == "text" else 0
-    if target.block and (first + new_tokens) % target.block:
-        fit = -(-(first + new_tokens) // target.block) * target.block - first
-        raise InputError(
-            f"{new_tokens} new tokens do not fill the model's blocks of {target.block}; ask for {fit} and cut the text."
-        )

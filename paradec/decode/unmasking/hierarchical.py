@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View
+from paradec.decode.view import Choice, View, bar
 
 
 @struct.dataclass
@@ -23,7 +23,7 @@ class Hierarchical:
     @classmethod
     def of(cls, tau: float = 0.9, low: float = 0.4) -> Hierarchical:
         """The rule from plain numbers."""
-        return cls(jnp.float32(tau), jnp.float32(low))
+        return cls(bar(tau), bar(low, "low"))
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         return ()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View
+from paradec.decode.view import Choice, View, bar
 
 
 @struct.dataclass
@@ -28,7 +28,7 @@ class Klass:
         """The rule from plain numbers. Raises `ValueError` for a history below 1."""
         if history < 1:
             raise ValueError(f"klass wants a history of 1 call or more; {history} was given.")
-        return cls(jnp.float32(tau), jnp.float32(kl), history)
+        return cls(bar(tau), jnp.float32(kl), history)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         """The log laws of the call before, and for how many calls in a row each position was stable."""

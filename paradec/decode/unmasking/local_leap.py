@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View
+from paradec.decode.view import Choice, View, bar
 
 
 @struct.dataclass
@@ -27,7 +27,7 @@ class LocalLeap:
         """The rule from plain numbers. Raises `ValueError` for a negative radius or a `tau` above `kappa`."""
         if radius < 0 or tau > kappa:
             raise ValueError(f"local_leap wants radius >= 0 and tau <= kappa; {radius}, {tau}, {kappa} were given.")
-        return cls(jnp.float32(kappa), jnp.float32(tau), radius)
+        return cls(bar(kappa, "kappa"), bar(tau), radius)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         return ()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View
+from paradec.decode.view import Choice, View, bar
 
 
 @struct.dataclass
@@ -22,7 +22,7 @@ class Threshold:
     @classmethod
     def of(cls, tau: float = 0.9, strict: bool = False) -> Threshold:
         """A threshold from a plain number."""
-        return cls(jnp.float32(tau), strict)
+        return cls(bar(tau), strict)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         return ()

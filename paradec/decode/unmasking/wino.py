@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.view import Choice, View, best, count, rank
+from paradec.decode.view import bar as reached
 
 
 @struct.dataclass
@@ -31,7 +32,7 @@ class Wino:
         """The rule from plain numbers. Raises `ValueError` for a cap below 1."""
         if most < 1:
             raise ValueError(f"wino settles at least one position a call; most={most} was given.")
-        return cls(jnp.float32(tau), jnp.float32(bar), jnp.int32(most))
+        return cls(reached(tau), reached(bar, "bar"), jnp.int32(most))
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         """How many positions the call before settled; 30 at a block's beginning, as published."""

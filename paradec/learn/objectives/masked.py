@@ -113,6 +113,8 @@ class Masked:
         """What the model says of every token, each at its own place, and never the mask."""
         facts: dict[str, Any] = {"remat": True} if self.remat else {}
         if self.model.block:
+            if batch.segment is not None:
+                raise ValueError("Block diffusion learns from full rows; packed documents would share blocks.")
             out = self.model.two_streams(weights, view.token, batch.token, **facts)
         else:
             out = self.model.forward(weights, view.token, segment=batch.segment, position=batch.position, **facts)
