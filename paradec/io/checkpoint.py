@@ -1,8 +1,8 @@
 """Checkpoints of a training run: Orbax writes them, a digest of every leaf tells whether they are still whole.
 
-One step is one folder: `state`, a pytree of arrays, and `facts`, JSON with the data position, the configuration and,
-for every leaf of the state, its type, shape and digest. Orbax renames the folder when all of it is written, so a torn
-save never counts. It does not notice a flipped bit in array data, which is what the digests are for.
+One step is one folder: `state`, arrays by the names of their leaves, and `facts`, JSON with the data position, the
+configuration and, for every leaf, its type, shape and digest. Orbax renames the folder when all of it is written, so a
+torn save never counts. It does not notice a flipped bit in array data, which is what the digests are for.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Checkpoints:
         facts = {"config": dict(config), "position": _gather(position), "leaves": _table(state)}
         facts["sha256"] = _sha(facts)
         metrics = None if loss is None else {"loss": float(loss)}
-        contents = {"state": state, "facts": facts}
+        contents = {"state": _named(state), "facts": facts}
         self._guard(self._orbax.wait)
         self._guard(partial(self._orbax.save_checkpointables_async, step, contents, metrics=metrics, overwrite=True))
 
@@ -111,14 +111,21 @@ class Checkpoints:
 
         A damaged step is named in a warning, moved aside (`STEP.damaged`) and passed over. `check` sees the saved
         configuration before anything is loaded and may refuse it. Raises `InputError` where the state has other leaves,
-        shapes or types than `abstract`: that is another run, not damage.
+        shapes or types than `abstract`: that is another run, not damage; and `ResourceError` where every step was
+        damaged, so that a long run is not begun anew unseen.
         """
-        for step in self.steps():
+        steps = self.steps()
+        for step in steps:
             try:
                 return self._load(step, abstract, check)
             except Damaged as why:
                 log.warning("The checkpoint of step %d in %s is damaged and is passed over: %s", step, self.folder, why)
                 self._set_aside(step)
+        if steps:
+            raise ResourceError(
+                f"Every checkpoint in {self.folder} was damaged and is moved aside as STEP.damaged. Put a good copy"
+                " there, or start once more to train from the beginning."
+            )
         return None
 
     def _load(self, step: int, abstract: PyTree, check: Check) -> Restored:
@@ -132,7 +139,8 @@ class Checkpoints:
         check(facts["config"])
         _same_leaves(facts["leaves"], abstract, self.folder)
         try:
-            state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
+            found = self._orbax.load_checkpointables(step, {"state": _named(abstract)})["state"]
+            state = jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in _named(abstract)])
         except Exception as error:
             raise Damaged(f"its arrays cannot be read ({_first_line(error)})") from error
         now = _table(state)
@@ -195,6 +203,11 @@ def _table(state: PyTree) -> dict[str, list]:
         params.name(path): [str(leaf.dtype), list(leaf.shape), [int(word) for word in hash_]]
         for (path, leaf), hash_ in zip(leaves, hashes, strict=True)
     }
+
+
+def _named(state: PyTree) -> dict[str, Any]:
+    """The leaves by name, in their order. Unlike the tree, this stays the same when a model gains an unused option."""
+    return {params.name(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
 
 
 def _same_leaves(saved: Mapping[str, list], abstract: PyTree, folder: Path) -> None:

@@ -61,6 +61,22 @@ def test_a_step_comes_back_bit_for_bit(tmp_path):
     assert restored(tmp_path / "other", abstract(state())) is None
 
 
+def test_an_option_that_a_model_gained_since_does_not_matter(tmp_path):
+    like = saved(tmp_path)
+    found = restored(tmp_path, like | {"experts": None})
+    assert found.step == 2 and found.state["experts"] is None and raw(found.state) == raw(state(2))
+
+
+def test_nothing_but_damage_is_no_new_beginning(tmp_path):
+    like = saved(tmp_path)
+    for step in ("1", "2"):
+        data = max((p for p in (tmp_path / step).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        data.write_bytes(b"")
+    with pytest.raises(ResourceError, match=r"Every checkpoint in .* was damaged and is moved aside"):
+        restored(tmp_path, like)
+    assert restored(tmp_path, like) is None, "and once more is one"
+
+
 @pytest.mark.slow
 def test_every_flipped_bit_is_seen_or_harmless(tmp_path, caplog):
     """A byte in each quarter of every file of the newest step. What comes back is that step or the one before it."""
