@@ -1,9 +1,9 @@
 """`config.json` of published diffusion language models as a `BlockDiffusion`.
 
-Each of these families is a Llama, Qwen2 or Qwen3 that sees both ways, so its keys are read by `hf_config`. What is
-added here: the mask token, the block, where blocks are counted from, and whether row p predicts token p or p + 1. The
-published files state these in part or not at all; the table `FAMILIES` has the rest, from the code that each family
-was published with.
+Most of these families are a Llama, Qwen2 or Qwen3 that sees both ways, so their keys are read by `hf_config`, those of
+experts by `experts_config` and those of diffusion transformers by `dit`. What is added here: the mask token, the block,
+where blocks are counted from, and whether row p predicts token p or p + 1. The published files state these in part or
+not at all; the table `FAMILIES` has the rest, from the code that each family was published with.
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from paradec.errors import InputError, WeightsError
+from paradec.io.dit import read_dit, write_dit
+from paradec.io.experts_config import (
+    LLADA2_MOE,
+    LLADA_MOE,
+    SDAR_MOE,
+    Dialect,
+    common_keys,
+    with_experts,
+    without_experts,
+)
 from paradec.io.hf_config import Config, Fields, read_config, write_config
 from paradec.io.tokenizer import Tokenizer
 from paradec.models.block_diffusion import BlockDiffusion
+from paradec.models.dit import DiT
 
 MASK_TOKENS = ("<|mask|>", "|<MASK>|")
 
@@ -36,6 +47,7 @@ class Family:
     block: int | None = None
     grid: str = "text"
     shift: bool = False
+    experts: Dialect | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -46,19 +58,14 @@ FAMILIES: dict[str, Family] = {
     # dllm's autoregressive-to-diffusion models: mdlm sees everything, bd3lm is trained with blocks of 32.
     "a2d-qwen2": Family("qwen2", None, "block_size", grid="prompt"),
     "a2d-qwen3": Family("qwen3", None, "block_size", grid="prompt"),
+    "llada_moe": Family("qwen3", 156895, experts=LLADA_MOE),  # LLaDA-MoE 7B: arXiv 2509.24389
+    "llada2_moe": Family("qwen3", 156895, "block_size", 32, experts=LLADA2_MOE),  # LLaDA2.0 mini: arXiv 2512.15745
+    "sdar_moe": Family("qwen3", 151669, "block_size", experts=SDAR_MOE),  # SDAR 30B-A3B: arXiv 2510.06303
+    # Diffusion transformers that learned from GPT-2's tokens, and one for the mask.
+    "mdlm": Family("dit", 50257),  # MDLM: arXiv 2406.07524
+    "bd3lm": Family("dit", 50257, "block_size"),  # BD3-LM: arXiv 2503.09573; published with blocks of 4, 8 and 16
 }
-_LOWER = {name.lower(): name for name in FAMILIES}  # Dream is found in both spellings
-
-# Families of the hub that paradec cannot express yet, by model type.
-_EXPERTS, _DIT = "a mixture of experts", "a diffusion transformer whose norms are modulated by the noise level"
-LACKING = {
-    "llada_moe": ("LLaDA-MoE", _EXPERTS),
-    "lladamoe": ("LLaDA-MoE", _EXPERTS),
-    "llada2_moe": ("LLaDA2", _EXPERTS),
-    "sdar_moe": ("SDAR-MoE", _EXPERTS),
-    "mdlm": ("MDLM", _DIT),
-    "bd3lm": ("BD3-LM", _DIT),
-}
+_LOWER = {name.lower(): name for name in FAMILIES} | {"lladamoe": "llada_moe"}  # Dream is found in both spellings
 
 # OLMo's settings that LLaDA's code has and its checkpoints leave off.
 _OFF = {
@@ -82,8 +89,8 @@ _ONLY = {
 
 
 def is_diffusion(config: Any) -> bool:
-    """Whether a parsed config.json names a diffusion family, one that paradec lacks included."""
-    return _family(config) in FAMILIES or _lacking(config) is not None
+    """Whether a parsed config.json names a diffusion family."""
+    return _family(config) in FAMILIES
 
 
 def read_diffusion(
@@ -100,21 +107,20 @@ def read_diffusion(
     `mask_id` and `block` (0: full attention) win over the file. Without the first, the mask token is the file's
     `mask_token_id`, else the family's, else the one that the tokenizer in `folder` adds.
 
-    Raises what `read_config` raises; `WeightsError` for a family of `LACKING` and where nothing says the mask token or
-    the block; `InputError` for a mask token outside the vocabulary and for a model with sliding windows.
+    Raises what `read_config` raises; `WeightsError` for experts in a dense family and where nothing says the mask token
+    or the block; `InputError` for a mask token outside the vocabulary and for a model with sliding windows.
     """
-    if (lacking := _lacking(config)) is not None:
-        name, kind = lacking
-        raise WeightsError(
-            f"{where} describes {name}, {kind}, which is not supported yet. Take a dense model: {', '.join(FAMILIES)}."
-        )
     name = _family(config)
     family, fields = FAMILIES[name], Fields(config, {}, where)
+    if family.experts is None and _lists_experts(config):
+        raise WeightsError(
+            f"{where} describes a {config['model_type']} model, a mixture of experts, which is not supported yet. "
+            f"Take one of {', '.join(FAMILIES)}."
+        )
     fields.refuse("use_mrope", "paradec's positions have one axis")
     if not family.block_key:  # such models exist, under the same model type, and are not shifted either
         fields.refuse("block_size", f"paradec knows {name} with full attention only")
-    plain = (_llada(fields) if name == "llada" else dict(config)) | {"model_type": family.base}
-    base = read_config(plain, where, dtype)
+    base = _base(fields, name, dtype)
     model = BlockDiffusion(
         base.model,
         mask_id=_mask_id(fields, family, folder) if mask_id is None else mask_id,
@@ -130,19 +136,27 @@ def write_diffusion(model: BlockDiffusion) -> dict[str, Any]:
 
     Raises `InputError` for a model that none of the families can express.
     """
-    plain = write_config(model.base)
+    experts = model.base.experts
+    if isinstance(model.base, DiT):
+        plain = write_dit(model.base)
+    else:
+        plain = write_config(model.base if experts is None else without_experts(model.base))
     for name, family in FAMILIES.items():
         if family.base != plain["model_type"] or (model.block and not family.block_key):
             continue
+        if (family.experts is None) is not (experts is None):
+            continue
         block = {family.block_key: model.block} if family.block_key else {}
-        config = plain | {"model_type": name, "mask_token_id": model.mask_id} | block
+        own = common_keys(experts) | family.experts.write(model.base, experts) if experts else {}
+        config = plain | {"model_type": name, "mask_token_id": model.mask_id} | block | own
         with contextlib.suppress(WeightsError):
             found = read_diffusion(config)[1]
             if found == (model if model.block else dataclasses.replace(model, grid=found.grid)):
                 return config
     raise InputError(
         "No diffusion family of the hub has this shape: blocks, their grid and the shift go with queries and keys that "
-        "are normed (SDAR, A2D on Qwen3) or biased (Dream, Fast-dLLM v2, A2D on Qwen2)."
+        "are normed (SDAR, A2D on Qwen3) or biased (Dream, Fast-dLLM v2, A2D on Qwen2); experts are LLaDA-MoE's, "
+        "LLaDA2's or SDAR-MoE's; a diffusion transformer has no shift, and blocks from position 0 on (BD3-LM) or none."
     )
 
 
@@ -152,25 +166,31 @@ def states_head(config: Mapping[str, Any]) -> bool:
 
 
 def _family(config: Any) -> str:
-    """The model type as `FAMILIES` spells it; "" for any other."""
+    """The model type as `FAMILIES` spells it; "" for any other. LLaDA-MoE has the model type of the dense LLaDA."""
+    found = _model_type(config)
+    return "llada_moe" if found == "llada" and _lists_experts(config) else _LOWER.get(found, "")
+
+
+def _model_type(config: Any) -> str:
     found = config.get("model_type") if isinstance(config, Mapping) else None
-    return _LOWER.get(found.lower(), "") if isinstance(found, str) else ""
+    return found.lower() if isinstance(found, str) else ""
 
 
-def _lacking(config: Any) -> tuple[str, str] | None:
-    """Name and kind of a family that paradec lacks, None for any other.
+def _lists_experts(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("num_experts")) or "moe" in str(config.get("architectures")).lower()
 
-    LLaDA-MoE has the model type of the dense LLaDA, so what lists experts is a mixture, whatever its type.
-    """
-    found = config.get("model_type") if isinstance(config, Mapping) else None
-    if not isinstance(found, str):
-        return None
-    if found.lower() in LACKING:
-        return LACKING[found.lower()]
-    experts = config.get("num_experts") or "moe" in str(config.get("architectures")).lower()
-    if experts and found.lower() in _LOWER:
-        return LACKING["llada_moe"] if found.lower() == "llada" else (f"a {found} model", _EXPERTS)
-    return None
+
+def _base(fields: Fields, name: str, dtype: str | None) -> Config:
+    """The network that a config.json of this family describes, as its base family has it."""
+    family = FAMILIES[name]
+    if family.base == "dit":
+        return Config(family.base, read_dit(fields.values, fields.where, dtype))
+    plain = _llada(fields) if name == "llada" else dict(fields.values)
+    if family.experts is None:
+        return read_config(plain | {"model_type": family.base}, fields.where, dtype)
+    plain, experts, fraction = family.experts.read(fields)
+    base = read_config(plain | {"model_type": family.base}, fields.where, dtype)
+    return dataclasses.replace(base, model=with_experts(base.model, experts, fraction))
 
 
 def _mask_id(fields: Fields, family: Family, folder: Path | None) -> int:
@@ -178,6 +198,8 @@ def _mask_id(fields: Fields, family: Family, folder: Path | None) -> int:
     if stated is not None:
         if isinstance(stated, bool) or not isinstance(stated, int):
             fields.fail("mask_token_id", stated, "a token id")
+        if stated == fields.get("eos_token_id"):  # one port of LLaDA-MoE writes such files
+            fields.fail("mask_token_id", stated, "no end of text; pass the mask token of the model's card as mask_id=")
         return stated
     if family.mask_id is not None:
         return family.mask_id
@@ -205,6 +227,8 @@ def _block(fields: Fields, name: str) -> int:
         return 0
     if fields.get(family.block_key) == 0 and name.startswith("a2d"):
         return 0  # paradec's own way to write one that sees the whole canvas
+    if fields.get("cross_attn") is False and name == "bd3lm":
+        return 0  # one that was trained like an MDLM
     if fields.get(family.block_key) is not None:
         return fields.count(family.block_key)
     if family.block is None:

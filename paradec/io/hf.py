@@ -15,10 +15,12 @@ import numpy as np
 from paradec.errors import InputError, WeightsError
 from paradec.io import names
 from paradec.io.diffusion_config import FAMILIES, is_diffusion, read_diffusion, states_head, write_diffusion
+from paradec.io.dit import DIT, at_level_zero
 from paradec.io.hf_config import KNOWN, Config, read_config, write_config
 from paradec.io.names import Entry, Tensor
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
+from paradec.models.dit import DiT
 from paradec.models.transformer import Transformer, Weights
 
 _BLOCK = "model.layers.{}."
@@ -72,6 +74,44 @@ LLADA = [
     if (stem := entry.name.removesuffix(".weight")) in _OLMO
 ]
 
+_MLP = _BLOCK + "mlp."
+_EXPERTS = [
+    Entry(_MLP + "gate.weight", "blocks.experts.router", "X D -> D X"),
+    Entry(_MLP + "gate.expert_bias", "blocks.experts.bias", "X -> X"),
+    Entry(_MLP + "experts.{}.gate_proj.weight", "blocks.experts.gate_up", "R D -> D R", np.s_[0]),
+    Entry(_MLP + "experts.{}.up_proj.weight", "blocks.experts.gate_up", "R D -> D R", np.s_[1]),
+    Entry(_MLP + "experts.{}.down_proj.weight", "blocks.experts.down", "D R -> R D"),
+    Entry(_MLP + "shared_experts.gate_proj.weight", "blocks.gate_up", "S D -> D S", np.s_[0]),
+    Entry(_MLP + "shared_experts.up_proj.weight", "blocks.gate_up", "S D -> D S", np.s_[1]),
+    Entry(_MLP + "shared_experts.down_proj.weight", "blocks.down", "D S -> S D"),
+]
+
+
+def _mixture(entries: Sequence[Entry]) -> list[Entry]:
+    """The table of a plain model with experts in its MLPs' place; its leading layers keep them."""
+    leading = [dataclasses.replace(e, leaf=e.leaf.replace("blocks.", "leading.")) for e in entries if "{}" in e.name]
+    return [entry for entry in entries if not entry.name.startswith(_MLP)] + _EXPERTS + leading
+
+
+MIXTURE = _mixture(COMMON + LLAMA_NORMS)
+
+# LLaDA2 has Ling's names, and queries, keys and values in one tensor.
+_LING = {
+    "model.embed_tokens": "model.word_embeddings",
+    **{_ATTENTION + part: _BLOCK + "attention.query_key_value" for part in ("q_proj", "k_proj", "v_proj")},
+    _ATTENTION + "q_norm": _BLOCK + "attention.query_layernorm",
+    _ATTENTION + "k_norm": _BLOCK + "attention.key_layernorm",
+    _ATTENTION + "o_proj": _BLOCK + "attention.dense",
+}
+LLADA2 = [
+    dataclasses.replace(entry, name=_LING.get(stem, stem) + ".weight")
+    for entry in MIXTURE
+    if (stem := entry.name.removesuffix(".weight")) != entry.name
+] + [entry for entry in _EXPERTS if not entry.name.endswith(".weight")]
+TABLES = {
+    "llada": LLADA, "llada_moe": MIXTURE, "llada2_moe": LLADA2, "sdar_moe": MIXTURE, "mdlm": DIT, "bd3lm": DIT,
+}  # fmt: skip
+
 # The language model inside a multimodal checkpoint, under either of its names; and a bare one, without its head.
 PREFIXES = {
     "language_model.model.": "model.",
@@ -79,9 +119,9 @@ PREFIXES = {
     "model.language_model.": "model.",
     **{part: "model." + part for part in ("embed_tokens.", "layers.", "norm.")},
 }
-# Tensors that a causal language model does without: the vision tower, and rotary tables of old checkpoints.
+# Tensors that a language model does without: the vision tower, rotary tables, and the noise levels of training.
 IGNORED_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max")
 
 
 def load_hf(
@@ -103,7 +143,9 @@ def load_hf(
     values, where = _json(folder / "config.json"), str(folder / "config.json")
     config, model = _described(values, where, dtype, folder, mask_id, block)
     entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
-    if isinstance(model, BlockDiffusion) and not states_head(values):
+    if isinstance(base, DiT):
+        tensors = at_level_zero(tensors)
+    elif isinstance(model, BlockDiffusion) and not states_head(values):
         base = dataclasses.replace(base, tied=_name(entries, "head") not in tensors)
     if base.tied:
         _drop_copied_head(tensors, entries)
@@ -133,9 +175,14 @@ def save_hf(folder: str | os.PathLike[str], model: Transformer | BlockDiffusion,
     """
     folder = Path(folder)
     base = model.base if isinstance(model, BlockDiffusion) else model
-    config, plain = write_config(base), read_config(write_config(base))
     if isinstance(model, BlockDiffusion):
         config = write_diffusion(model)
+        plain = read_diffusion(config)[0]
+    elif isinstance(base, DiT):
+        raise InputError("A diffusion transformer continues no text: wrap it, BlockDiffusion(model, mask_id=...).")
+    else:
+        config = write_config(base)
+        plain = read_config(config)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(names.store(base, _entries(plain), jax.device_get(weights)))
     write(folder / "model.safetensors", tensors)
@@ -143,8 +190,8 @@ def save_hf(folder: str | os.PathLike[str], model: Transformer | BlockDiffusion,
 
 
 def _entries(config: Config) -> list[Entry]:
-    if config.family == "llada":
-        return LLADA
+    if config.family in TABLES:
+        return TABLES[config.family]
     norms = GEMMA_NORMS if config.model.post_norms else LLAMA_NORMS
     return COMMON + norms + (OUT_BIAS if config.out_bias else [])
 

@@ -5,8 +5,9 @@ An `Entry` says which tensor, which leaf, and how their axes correspond, in a li
     Entry("layers.{}.self_attn.q_proj.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2])
 
 Left are the checkpoint's axes, right those of the leaf's part; parentheses join axes that are stored as one. Letters
-are sizes of the model. Nothing is inferred: the shape a tensor must have, its reading and its writing all follow from
-the line, so a family of models is a table, and a tensor that fits no line is an error.
+are sizes of the model. Entries of one name share their tensor: its rows are theirs, in the order of the table. Nothing
+is inferred: the shape a tensor must have, its reading and its writing all follow from the line, so a family of models
+is a table, and a tensor that fits no line is an error.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ import jax
 import numpy as np
 
 from paradec.errors import InputError, WeightsError
+from paradec.models.dit import DiT
 from paradec.models.heads import MedusaHeads
 from paradec.models.transformer import Transformer
 from paradec.types import Spec
 
 DTYPES = ("float32", "bfloat16", "float16")
+FREQUENCIES = 256  # of which a diffusion transformer's noise level is embedded
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor of a checkpoint (`{}` stands for the number of a layer or head) and its place in the parameter tree.
+    """One tensor of a checkpoint and its place in the parameter tree.
+
+    `{}` in a name stands for the number of a layer or head, a second one for that of an expert.
 
     `leaf` is an attribute path in the tree, or "" for a tensor that the architecture lacks and that must be zero.
-    `at` indexes the leaf (of one layer, where it is stacked) when several tensors share it. Where a model has no such
-    leaf, the entry is skipped and its tensor counts as unexpected.
+    `at` indexes the leaf (of one layer, where it is stacked) when several tensors share it; a further axis in front
+    counts the experts. Where a model has no such leaf, the entry is skipped and its tensor counts as unexpected.
     """
 
     name: str
@@ -82,13 +87,22 @@ Architecture = Transformer | MedusaHeads
 
 
 def sizes(model: Architecture) -> dict[str, int]:
-    """The letters of the axis lines: V D H G K F as everywhere in paradec, E = D, J = K/2, and I = 2."""
+    """The letters of the axis lines: V D H G K F as everywhere in paradec, E = D, J = K/2, and I = 2.
+
+    Where there are experts, X counts them, R is the width of one and S that of the MLP beside them. A diffusion
+    transformer embeds N frequencies of its noise level in C = E numbers, and M = 3 things lie together in its files.
+    """
     if isinstance(model, MedusaHeads):
         return {"V": model.vocab_size, "D": model.width, "E": model.width}
-    return {
+    found = {
         "V": model.vocab_size, "D": model.width, "H": model.num_kv_heads, "G": model.groups, "K": model.head_dim,
         "F": model.mlp_width, "J": model.head_dim // 2, "I": 2,
     }  # fmt: skip
+    if isinstance(model, DiT):
+        return found | {"C": model.level_width, "E": model.level_width, "N": FREQUENCIES, "M": 3}
+    if (experts := model.experts) is None:
+        return found
+    return found | {"X": experts.count, "R": experts.width, "S": experts.shared}
 
 
 Track = Callable[[Sequence[str]], Iterable[str]]
@@ -106,58 +120,88 @@ def load(model: Architecture, entries: Sequence[Entry], tensors: Mapping[str, Te
     All names and shapes are checked before anything is allocated or read. Raises `WeightsError` for a tensor that is
     missing, unexpected, of the wrong shape, or holds a number that is not finite in the model's dtype.
     """
-    if repeats(model) > len(tensors):  # a damaged layer count must not become a long loop
+    if repeats(model) > len(tensors):  # a damaged count must not become a long loop
         raise WeightsError(f"The checkpoint names {repeats(model)} layers and holds only {len(tensors)} tensors.")
+    if repeats(model) * _experts(model) > len(tensors) + _leading(model) * _experts(model):
+        raise WeightsError(f"The checkpoint names {_experts(model)} experts and holds only {len(tensors)} tensors.")
     specs, size = model.specs(), sizes(model)
-    places = dict(_places(model, entries, specs))
+    places = _places(model, entries, specs)
     _check_names(places, tensors)
-    for name, (entry, _) in places.items():
-        if tensors[name].shape != entry.shape(size):
+    for name, parts in places.items():
+        shapes = [part.entry.shape(size) for part in parts]
+        wanted = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if tensors[name].shape != wanted:
             raise WeightsError(
                 f"Tensor {name!r} in {tensors[name].file} has shape {tensors[name].shape}; "
-                f"the configuration asks for {entry.shape(size)}. The two do not belong together."
+                f"the configuration asks for {wanted}. The two do not belong together."
             )
     weights = jax.tree.map(lambda s: np.empty(s.shape, jax.numpy.dtype(s.dtype)), specs, is_leaf=_is_spec)
     for name in track(list(places)):
-        entry, layer = places[name]
-        part = entry.read(tensors[name].read(), size)
-        if not entry.leaf:
-            _check_zero(name, tensors[name].file, part)
-        else:
-            _copy(_part(weights, entry, layer), part, name, tensors[name].file)
+        whole, start = tensors[name].read(), 0
+        for place in places[name]:
+            stop = start + place.entry.shape(size)[0]
+            part = place.entry.read(whole[start:stop], size)
+            if not place.entry.leaf:
+                _check_zero(name, tensors[name].file, part)
+            else:
+                _copy(_part(weights, place), part, name, tensors[name].file)
+            start = stop
     return weights
 
 
 def store(model: Architecture, entries: Sequence[Entry], weights: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The checkpoint's tensors, by name: the inverse of `load`. `weights` must be numpy arrays."""
-    size, specs = sizes(model), model.specs()
-    for name, (entry, layer) in _places(model, entries, specs):
-        if entry.leaf:
-            yield name, np.ascontiguousarray(entry.write(_part(weights, entry, layer), size))
-        else:
-            yield name, np.zeros(entry.shape(size), jax.numpy.dtype(model.dtype))
+    size, dtype = sizes(model), jax.numpy.dtype(model.dtype)
+    for name, places in _places(model, entries, model.specs()).items():
+        parts = [
+            place.entry.write(_part(weights, place), size)
+            if place.entry.leaf
+            else np.zeros(place.entry.shape(size), dtype)
+            for place in places
+        ]
+        yield name, np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
-def _places(
-    model: Architecture, entries: Iterable[Entry], specs: Any
-) -> Iterator[tuple[str, tuple[Entry, int | None]]]:
-    """Every tensor name the model has, with its entry and layer."""
+class _Place(NamedTuple):
+    """An entry with the index of a layer in its leaf, and of an expert."""
+
+    entry: Entry
+    layer: int | None = None
+    expert: int | None = None
+
+
+def _places(model: Architecture, entries: Iterable[Entry], specs: Any) -> dict[str, list[_Place]]:
+    """Every tensor name the model has, with what its rows are."""
+    found: dict[str, list[_Place]] = {}
+    leading = _leading(model)
     for entry in entries:
         if entry.leaf and _leaf(specs, entry.leaf) is None:
             continue
-        if entry.stacked:
-            yield from ((entry.name.format(layer), (entry, layer)) for layer in range(repeats(model)))
-        else:
-            yield entry.name, (entry, None)
+        first = leading if entry.leaf.startswith("blocks.") else 0
+        last = leading if entry.leaf.startswith("leading.") else repeats(model)
+        for layer in range(first, last) if entry.stacked else (None,):
+            for expert in range(_experts(model)) if entry.name.count("{}") == 2 else (None,):
+                place = _Place(entry, None if layer is None else layer - first, expert)
+                found.setdefault(entry.name.format(layer, expert), []).append(place)
+    return found
+
+
+def _experts(model: Architecture) -> int:
+    return model.experts.count if isinstance(model, Transformer) and model.experts else 0
+
+
+def _leading(model: Architecture) -> int:
+    return model.experts.leading if isinstance(model, Transformer) and model.experts else 0
 
 
 def _leaf(tree: Any, path: str) -> Any:
-    return functools.reduce(getattr, path.split("."), tree)
+    return functools.reduce(lambda node, name: node and getattr(node, name), path.split("."), tree)
 
 
-def _part(weights: Any, entry: Entry, layer: int | None) -> np.ndarray:
-    leaf = _leaf(weights, entry.leaf)
-    return (leaf if layer is None else leaf[layer])[entry.at]
+def _part(weights: Any, place: _Place) -> np.ndarray:
+    leaf = _leaf(weights, place.entry.leaf)
+    part = (leaf if place.layer is None else leaf[place.layer])[place.entry.at]
+    return part if place.expert is None else part[place.expert]
 
 
 def _check_names(places: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -29,6 +29,8 @@ def _equation(equation: Any) -> float:
         (contracted, _), _ = values["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contracted)
+    if name == "ragged_dot_general":  # every row meets the matrix of one group
+        return 2.0 * math.prod(equation.invars[0].aval.shape) * equation.outvars[0].aval.shape[-1]
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         out = values["dimension_numbers"].rhs_spec[0]

@@ -1,9 +1,10 @@
-"""One decoder stack that is Llama, SmolLM2, Mistral, Qwen2, Qwen3 or Gemma 3 by configuration."""
+"""One decoder stack that is Llama, SmolLM2, Mistral, Qwen2, Qwen3, Gemma 3 or a mixture of experts by configuration."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from paradec.mesh import constrain
 from paradec.models import cache as kv
 from paradec.models import lora
 from paradec.models.cache import BLOCK, KVCache, KVDelta
+from paradec.models.experts import Experts, ExpertWeights
 from paradec.ops.attention import attend, attend_cache, attend_masked
 from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors, on_canvas, under_canvas
 from paradec.ops.norm import rms_norm
@@ -35,19 +37,24 @@ class Blocks:
     out: Float[Array, "L H G K D"]
     attn_post_norm: Float[Array, "L D"] | None
     mlp_norm: Float[Array, "L D"]
-    gate_up: Float[Array, "L 2 D F"]  # gate, then up
-    down: Float[Array, "L F D"]
+    gate_up: Float[Array, "L 2 D F"] | None  # gate, then up; beside experts the MLP that all tokens pass, if any
+    down: Float[Array, "L F D"] | None
     mlp_post_norm: Float[Array, "L D"] | None
+    experts: ExpertWeights | None = None
 
 
 @struct.dataclass
 class Weights:
-    """The parameter tree of a `Transformer`. `head` is None where it is tied to `embed`."""
+    """The parameter tree of a `Transformer`. `head` is None where it is tied to `embed`.
+
+    `leading` are the layers before the first with experts, where there are any: their MLPs have another shape.
+    """
 
     embed: Float[Array, "V D"]
     blocks: Blocks
     norm: Float[Array, "D"]
     head: Float[Array, "V D"] | None
+    leading: Blocks | None = None
 
 
 @jax.tree_util.register_static
@@ -76,7 +83,8 @@ class Transformer:
     embed_scale: float = 1.0  # Gemma: sqrt(width)
     query_scale: float | None = None  # factor on q·k; None: head_dim ** -0.5
     activation: str = "silu"  # or "gelu_tanh"
-    dtype: str = "float32"  # of weights, activations and cache; norms, softmax and logits are float32
+    dtype: str = "float32"  # of weights, activations and cache; norms, softmax, logits and routers are float32
+    experts: Experts | None = None  # LLaDA-MoE, LLaDA2, SDAR-MoE: many small MLPs a layer, of which a token passes few
 
     @property
     def groups(self) -> int:
@@ -96,9 +104,20 @@ class Transformer:
 
     def specs(self) -> Weights:
         """The parameter tree, a `Spec` at every leaf."""
-        L, D, H, G, K, F = (
-            self.num_layers, self.width, self.num_kv_heads, self.groups, self.head_dim, self.mlp_width,
-        )  # fmt: skip
+        mixture, D = self.experts, self.width
+        leading = mixture.leading if mixture else 0
+        table = Spec((self.vocab_size, D), ("vocab", "embed"), D**-0.5, self.dtype, (0, 1))
+        return Weights(
+            embed=table,
+            blocks=self._stack(self.num_layers - leading, mixture.shared if mixture else self.mlp_width, mixture),
+            norm=Spec((D,), (None,), "zeros" if self.unit_norm else "ones", self.dtype),
+            head=None if self.tied else table,
+            leading=self._stack(leading, self.mlp_width, None) if leading else None,
+        )
+
+    def _stack(self, L: int, F: int, mixture: Experts | None) -> Blocks:
+        """The specs of L layers alike, whose MLPs have width F; 0: experts alone."""
+        D, H, G, K = self.width, self.num_kv_heads, self.groups, self.head_dim
 
         def spec(
             shape: tuple[int, ...], axes: tuple[str | None, ...], init: float | str, dense: tuple | None = None
@@ -108,9 +127,8 @@ class Transformer:
         def norm(size: int, present: bool = True) -> Spec | None:
             return spec((L, size), ("layers", None), "zeros" if self.unit_norm else "ones") if present else None
 
-        residual = (2 * L) ** -0.5  # keeps the residual stream's variance independent of depth
-        table = spec((self.vocab_size, D), ("vocab", "embed"), D**-0.5, (0, 1))
-        blocks = Blocks(
+        residual = (2 * self.num_layers) ** -0.5  # keeps the residual stream's variance independent of depth
+        return Blocks(
             attn_norm=norm(D),
             qkv=spec((L, D, H, G + 2, K), ("layers", "embed", "kv_heads", None, None), D**-0.5, (1, 1)),
             qkv_bias=spec((L, H, G + 2, K), ("layers", "kv_heads", None, None), "zeros") if self.qkv_bias else None,
@@ -121,12 +139,11 @@ class Transformer:
             ),
             attn_post_norm=norm(D, self.post_norms),
             mlp_norm=norm(D),
-            gate_up=spec((L, 2, D, F), ("layers", None, "embed", "mlp"), D**-0.5, (2, 1)),
-            down=spec((L, F, D), ("layers", "mlp", "embed"), F**-0.5 * residual, (1, 1)),
+            gate_up=spec((L, 2, D, F), ("layers", None, "embed", "mlp"), D**-0.5, (2, 1)) if F else None,
+            down=spec((L, F, D), ("layers", "mlp", "embed"), F**-0.5 * residual, (1, 1)) if F else None,
             mlp_post_norm=norm(D, self.post_norms),
+            experts=mixture.specs(L, D, self.dtype, residual) if mixture else None,
         )
-        final = spec((D,), (None,), "zeros" if self.unit_norm else "ones")
-        return Weights(embed=table, blocks=blocks, norm=final, head=None if self.tied else table)
 
     def forward(
         self,
@@ -140,11 +157,13 @@ class Transformer:
         taps: tuple[int, ...] = (),
         remat: bool = False,
         attention: Callable[..., Array] = attend_masked,
+        read: Callable[[Array], Array] | None = None,
     ) -> Output:
         """Whole sequences at once. Another `mask` makes the same weights bidirectional or block-causal.
 
         `valid` hides padding keys, `segment` separates packed documents. `remat` recomputes each layer in the backward
         pass. Sliding layers intersect the mask with their window. `attention` may take the place of `attend_masked`.
+        `read` picks the rows whose output is wanted, before the vocabulary head.
         """
         if position is None:
             position = jnp.broadcast_to(lax.iota(jnp.int32, token.shape[1])[None], token.shape)
@@ -161,7 +180,9 @@ class Transformer:
             return x, x if taps else None
 
         body = jax.checkpoint(layer) if remat else layer
-        x, every = lax.scan(body, self._embed(params, token), (params.blocks, jnp.asarray(self.slides())))
+        x, every = self._scan(body, self._embed(params, token), params, (jnp.asarray(self.slides()),))
+        if read is not None:
+            x, every = read(x), every if every is None else jax.vmap(read)(every)
         return self._output(params, x, every, taps)
 
     def init_cache(self, batch: int, slots: int) -> KVCache:
@@ -203,8 +224,8 @@ class Transformer:
             x = self._mlp(w, self._join(w, x, out))
             return x, (KVDelta(k=k, v=v), x if taps else None)
 
-        scanned = (params.blocks, pending, jnp.arange(self.num_layers), jnp.asarray(self.slides()))
-        x, (delta, every) = lax.scan(layer, self._embed(params, rows.token, rows.embed, rows.aux), scanned)
+        each = (pending, jnp.arange(self.num_layers), jnp.asarray(self.slides()))
+        x, (delta, every) = self._scan(layer, self._embed(params, rows.token, rows.embed, rows.aux), params, each)
         if rows.read is not None:
             pick = lambda x: jnp.take_along_axis(x, rows.read[..., None], axis=1)
             x, every = pick(x), every if every is None else jax.vmap(pick)(every)
@@ -223,6 +244,15 @@ class Transformer:
     def unembed(self, params: Weights) -> Float[Array, "V D"]:
         """The vocabulary head: what `Output.hidden` is multiplied with."""
         return lora.merged(params.embed if params.head is None else params.head)
+
+    def _scan(self, layer: Callable, x: Array, params: Weights, each: tuple) -> tuple[Array, Any]:
+        """`layer` over all of them in turn, with its weights and its slice of `each`; what they return is stacked."""
+        if params.leading is None:
+            return lax.scan(layer, x, (params.blocks, *each))
+        k = self.experts.leading
+        x, before = lax.scan(layer, x, (params.leading, *jax.tree.map(lambda a: a[:k], each)))
+        x, after = lax.scan(layer, x, (params.blocks, *jax.tree.map(lambda a: a[k:], each)))
+        return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
 
     # The pieces of a layer.
 
@@ -261,12 +291,20 @@ class Transformer:
 
     def _mlp(self, w: Blocks, x: Array) -> Array:
         x_norm = self._norm(x, w.mlp_norm)
+        mixed = None if w.gate_up is None else self._plain_mlp(w, x_norm)
+        if w.experts is not None:
+            routed = self.experts.mix(w.experts, x_norm, self._activate)
+            mixed = routed if mixed is None else routed + mixed
+        return x + (mixed if w.mlp_post_norm is None else self._norm(mixed, w.mlp_post_norm))
+
+    def _plain_mlp(self, w: Blocks, x: Array) -> Array:
         # Two products, and the pair of matrices in front: as one product, or with the pair inside, a CPU transposes
         # the weights and a TPU lays them out anew in every call.
-        gate, up = (jnp.einsum("btd,df->btf", x_norm, w.gate_up[i]) for i in (0, 1))
-        act = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        mixed = jnp.einsum("btf,fd->btd", act * up, w.down)
-        return x + (mixed if w.mlp_post_norm is None else self._norm(mixed, w.mlp_post_norm))
+        gate, up = (jnp.einsum("btd,df->btf", x, w.gate_up[i]) for i in (0, 1))
+        return jnp.einsum("btf,fd->btd", self._activate(gate) * up, w.down)
+
+    def _activate(self, gate: Array) -> Array:
+        return jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
 
     def _output(self, params: Weights, x: Array, every: Array | None, taps: tuple[int, ...]) -> Output:
         hidden = self._norm(x, params.norm)

@@ -28,9 +28,11 @@ class Rope:
     beta_slow: float = 1.0  # yarn
     attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn: round the ramp's ends to whole dimensions
+    fraction: float = 1.0  # of a head's dimensions: these, from the first on, turn, and the others stay (LLaDA2: half)
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
-        """Angular frequencies (head_dim/2, radians per position) and the factor on cos and sin."""
+        """Angular frequencies (radians per position, one for two turning dimensions) and the factor on cos and sin."""
+        head_dim = int(head_dim * self.fraction)
         half = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
         inv = 1.0 / self.theta**half
         if self.kind == "linear":
@@ -78,6 +80,11 @@ def angles(
 
 
 def rotate(x: Float[Array, "..."], cos: Float[Array, "..."], sin: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` with its two halves rotated in float32; cos and sin broadcast against `x[..., :K/2]`."""
+    """`x` with its two halves rotated in float32; cos and sin broadcast against `x[..., :K/2]`.
+
+    Where they are shorter, only the dimensions that they turn are halved, and those behind stay as they are.
+    """
+    if (turning := 2 * cos.shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :turning], cos, sin), x[..., turning:]], axis=-1)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
