@@ -225,9 +225,10 @@ class LanguageModel:
         key = (ask.method, tuple(sorted((name, plain(v)) for name, v in options.items())), ask.ignore_eos)
         if key not in self.decoders:
             eos = () if ask.ignore_eos else self.tokenizer.eos_ids
-            engine = {name: options[name] for name in ENGINE if name in options}
-            parts = {name: value for name, value in options.items() if name not in ENGINE}
-            method = compose(self.model, ask.method, parts, eos=eos, words=self.tokenizer.vocab_size, **engine)
+            given = parts.opened(self, options)
+            engine = {name: given[name] for name in ENGINE if name in given}
+            rules = {name: value for name, value in given.items() if name not in ENGINE}
+            method = compose(self.model, ask.method, rules, eos=eos, words=self.tokenizer.vocab_size, **engine)
             self.decoders[key] = Decoder(ask.method, method, {"target": self.params}, options)
         return self.decoders[key]
 

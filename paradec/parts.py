@@ -1,9 +1,10 @@
-"""What a method needs besides its target: a draft model, or heads that were trained for the target."""
+"""What a method needs besides its target: a draft model, or heads or a filter that were trained for the target."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from paradec.errors import InputError
+from paradec.io.confidence_filter import TrainedFilter, load_filter
 from paradec.io.medusa import Trained, fingerprint, load_medusa
 from paradec.models.heads import DraftHeads, ShortList
 from paradec.models.ranked_tree import MC_SIM_7B_63
@@ -89,11 +91,32 @@ def shipped(lm: LanguageModel) -> Path | None:
     return None
 
 
-def _check_base(lm: LanguageModel, trained: Trained) -> None:
-    base, mine = trained.facts.get("base_digest"), fingerprint(lm.params)
+def opened(lm: LanguageModel, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an unmasking method, with `filter` (a file or a `TrainedFilter`) as structure and weights.
+
+    Blocks are as long as the filter reads, unless the options say otherwise. Raises `InputError` for a filter of
+    another base model.
+    """
+    for key in ("filter", "learned_filter.filter"):
+        given = options.get(key)
+        if isinstance(given, TrainedFilter) or (isinstance(given, (str, Path)) and given):
+            trained = given if isinstance(given, TrainedFilter) else load_filter(Path(given))
+            _check_digest(lm, trained.facts, "This filter was")
+            weights = jax.tree.map(jnp.asarray, trained.weights)
+            found = {key: trained.filter, key.removesuffix("filter") + "weights": weights}
+            return {"block": trained.filter.length} | dict(options) | found
+    return dict(options)
+
+
+def _check_digest(lm: LanguageModel, facts: Mapping[str, Any], what: str) -> None:
+    base, mine = facts.get("base_digest"), fingerprint(lm.params)
     if base is not None and base != mine:
-        name = trained.facts.get("base", "another model")
-        raise InputError(f"These heads were trained for {name} ({base}); {lm.name} has other weights ({mine}).")
+        name = facts.get("base", "another model")
+        raise InputError(f"{what} trained for {name} ({base}); {lm.name} has other weights ({mine}).")
+
+
+def _check_base(lm: LanguageModel, trained: Trained) -> None:
+    _check_digest(lm, trained.facts, "These heads were")
     own, V, D = trained.heads.vocab_size, lm.model.vocab_size, lm.model.width
     if trained.heads.width != D or own not in (0, V):
         raise InputError(

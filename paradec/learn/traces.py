@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def record(
     n writes every nth shard. Returns `folder`. Raises `InputError` where the folder holds another recording.
     """
     ask = Request(**request)
-    _claim(folder, lm, prompts, shard, ask, method_args)
+    claim(folder, lm, prompts, {"shard": shard, "request": configs.as_json(ask), "method_args": method_args or {}})
     shards = -(-len(prompts) // shard)
     decoder = lm.decoder(ask, method_args)
     for number in range(jax.process_index(), shards, jax.process_count()):
@@ -195,15 +195,13 @@ def _text(record: Record, length: int) -> tuple[list[int], int]:
     return ids[cut:], max(len(record["prompt"]) - cut, 0)
 
 
-def _claim(folder: Path, lm: LanguageModel, prompts: Sequence[str], shard: int, ask: Request, options: Any) -> None:
-    """Say in the folder what is recorded there, or find that it is the same."""
+def claim(folder: Path, lm: LanguageModel, prompts: Sequence[Any], asked: Mapping[str, Any]) -> None:
+    """Say in the folder what is recorded there, or find that it is the same. Raises `InputError` where it is not."""
     if not prompts:
         raise InputError("There are no prompts to record; give at least one.")
     text = json.dumps(list(prompts)).encode()
-    mine = {
-        "model": lm.name, "model_digest": fingerprint(lm.params), "prompts": hashlib.sha256(text).hexdigest()[:16],
-        "shard": shard, "request": configs.as_json(ask), "method_args": options or {},
-    }  # fmt: skip
+    model = {"model": lm.name, "model_digest": fingerprint(lm.params)}
+    mine = model | {"prompts": hashlib.sha256(text).hexdigest()[:16]} | dict(asked)
     path = folder / "recording.json"
     if not path.exists():
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree, Shaped
 
 from paradec import struct
 from paradec.decode.view import Choice, View, best
@@ -34,17 +35,24 @@ class LearnedFilter:
         return ()
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
-        seen = observed(view)[:, : self.filter.length]
-        sure = jax.nn.sigmoid(self.filter(self.weights, seen)) > self.tau
-        sure = jnp.pad(sure, ((0, 0), (0, view.open.shape[1] - sure.shape[1])))
-        return Choice(view.eligible & sure)
+        sure = jax.nn.sigmoid(self.filter(self.weights, observed(view, self.filter.length))) > self.tau
+        at = view.position - view.lo[:, None]
+        return Choice(view.eligible & jnp.take_along_axis(sure, jnp.clip(at, 0, self.filter.length - 1), axis=1))
 
 
-def observed(view: View) -> Float[Array, "B W"]:
+def observed(view: View, length: int) -> Float[Array, "B L"]:
     """What a filter is shown: confidence where open, the probability of what stands there where settled."""
     log_p = jax.nn.log_softmax(view.logits, axis=-1)
     settled = jnp.exp(jnp.take_along_axis(log_p, view.current[..., None], axis=-1)[..., 0])
-    return jnp.where(view.inside, jnp.where(view.open, view.confidence, settled), ConfidenceFilter.BEYOND)
+    shown = jnp.where(view.inside, jnp.where(view.open, view.confidence, settled), ConfidenceFilter.BEYOND)
+    return of_block(view, shown, length, ConfidenceFilter.BEYOND)
+
+
+def of_block(view: View, x: Shaped[Array, "B W"], length: int, beyond: float | bool) -> Shaped[Array, "B L"]:
+    """The values at `length` positions from the block's first on, wherever the window begins; `beyond` outside it."""
+    at = (view.lo - view.position[:, 0])[:, None] + lax.iota(jnp.int32, length)[None]
+    found = jnp.take_along_axis(x, jnp.clip(at, 0, x.shape[1] - 1), axis=1)
+    return jnp.where((at >= 0) & (at < x.shape[1]), found, beyond)
 
 
 @struct.dataclass

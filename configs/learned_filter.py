@@ -1,0 +1,80 @@
+"""Presets of train/learned_filter.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from paradec.learn.loop import Run
+from paradec.learn.step import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """What the base model is asked, and how it is decoded while its calls are recorded."""
+
+    task: Literal["padded", "sums", "lists", "files"] = "padded"
+    """A task of train/masked.py, or JSONL files with a prompt, a question or turns in each line."""
+    items: int = 12
+    """As for train/masked.py."""
+    files: tuple[Path, ...] = ()
+    prompts: int = 1024
+    """Prompts of the task; of each file, at most."""
+    new_tokens: int = 64
+    block: int = 8
+    """Block length, for which alone the filter is good then."""
+    along: tuple[str, ...] = ("oracle",)
+    """Rules that are walked along, with their defaults; all prompts are decoded with each."""
+    batch: int = 64
+    held_out: int = 10
+    """The calls of every so manieth prompt measure the filter and are not trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """The filter and what it is told."""
+
+    width: int = 32
+    wrong: float = 1.0
+    """What a proposal that is not final counts, beside one that is: above 1 the filter is more careful."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedFilter:
+    """Everything about one filter."""
+
+    model: str = "out/padded/model"
+    calls: Calls = Calls()
+    filter: Filter = Filter()
+    plan: Plan = Plan(steps=20_000, learning_rate=1e-2, warmup=0, floor=0.05, weight_decay=0.01, beta2=0.999)
+    batch: int = 1024
+    """Calls of one step."""
+    dtype: str = "float32"
+    """Of the base model."""
+    seed: int = 0
+    run: Run = Run(out=Path("out/filter-padded"), evaluate_every=5000, save_every=5000)
+
+
+def padded() -> LearnedFilter:
+    """A filter for the model that `train/masked.py padded` leaves; a few minutes on two CPU cores."""
+    return LearnedFilter()
+
+
+def sums() -> LearnedFilter:
+    """The same for running sums, of which only the next is ever certain."""
+    calls = Calls(task="sums", items=24, new_tokens=24)
+    run = dataclasses.replace(padded().run, out=Path("out/filter-sums"))
+    return dataclasses.replace(padded(), model="out/sums/model", calls=calls, run=run)
+
+
+def llada() -> LearnedFilter:
+    """The published setting, for prompts in --calls.files: LLaDA-8B in blocks of 32."""
+    calls = Calls(task="files", new_tokens=256, block=32, batch=8)
+    plan = dataclasses.replace(padded().plan, steps=40_000, learning_rate=3e-3)
+    run = dataclasses.replace(padded().run, out=Path("out/filter-llada"))
+    model = "GSAI-ML/LLaDA-8B-Instruct"
+    return dataclasses.replace(padded(), model=model, calls=calls, plan=plan, dtype="bfloat16", run=run)
+
+
+PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in (padded, sums, llada)}
