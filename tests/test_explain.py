@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from paradec.decode import loop
 from paradec.errors import InputError, ResourceError, UnknownName
 from paradec.explain import Report, Request, compiler, explain, hlo
 from paradec.explain.child import environment
-from paradec.models.shapes import SHAPES, llama3_8b, smollm2_135m
+from paradec.models.shapes import SHAPES, llama3_2_1b, llama3_8b, smollm2_135m
 from paradec.params import count
 
 MIB = 2**20
@@ -122,6 +123,22 @@ def test_a_report_survives_json(on_cpu):
     assert Report.parse(fields) == on_cpu
 
 
+def test_a_canvas_keeps_its_cache_in_place():
+    report = explain("threshold", "tiny", block=8, batch=4, slots=512, dtype="float32", mesh=(2, 2), tau=0.5)
+    cache = 2 * 2 * 2 * 2 * 512 * 8 * 4  # keys and values, layers, rows and heads of one device
+    assert report.counted.cache == cache <= report.memory.aliased
+    assert report.moves == () and {c.kind for c in report.collectives} <= {"all-reduce", "all-gather"}
+
+
+def test_two_streams_stay_on_their_devices():
+    """A text's noisy and clean rows lie side by side: else every layer would send its keys to other devices."""
+    report = explain(model="tiny", program="train", block=8, batch=8, slots=64, mesh=(4, 1), dtype="float32")
+    assert {c.kind for c in report.collectives} == {"all-reduce", "all-gather"}
+    weights = {(96, 32), (64, 32), (32, 64), (32, 4, 4, 8), (4, 2, 8, 32)}
+    shapes = {tuple(map(int, re.findall(r"\d+", c.shape[3:]))) for c in report.collectives if c.kind == "all-gather"}
+    assert shapes <= weights, f"something else than weights is gathered: {shapes - weights}"
+
+
 def test_a_commit_that_rewrites_the_cache_is_found_out(monkeypatch):
     def rewrite(buffer, new, start, count):
         slot = jnp.arange(buffer.shape[3])[None, None, None, :, None]
@@ -150,6 +167,7 @@ def test_the_command_prints_a_table_or_json(capsys):
         ({"target": "v5e:2x2", "mesh": (2, 1), "batch": 2}, InputError, "4 chips, not 2 × 1"),
         ({"batch": 3, "mesh": (2, 1)}, InputError, "3 rows does not split"),
         ({"slots": 0}, InputError, "at least 1"),
+        ({"block": 3}, InputError, "2048 slots do not split into blocks of 3"),
         ({"program": "serve"}, UnknownName, "decode, train"),
         ({"model": "tiny2"}, InputError, "Did you mean 'tiny'"),  # found out in the other process
         ({"nodraft": 1}, InputError, "nodraft"),
@@ -168,6 +186,7 @@ def test_without_the_tpu_compiler_it_says_how_to_get_it(monkeypatch):
 
 def test_shapes_have_their_published_sizes():
     assert count(llama3_8b().specs()) == 8_030_261_248
+    assert count(llama3_2_1b().specs()) == 1_235_814_400
     assert count(smollm2_135m().specs()) == 134_515_008
     assert all(make().dtype == "float32" for make in SHAPES.values())
 
@@ -228,6 +247,16 @@ def test_an_8b_step_on_a_pod_moves_only_activations(method, options, nodes):
 
 
 @tpu
+def test_a_block_diffusion_step_on_a_pod_moves_only_activations():
+    pod = {"target": "v5e:16x16", "mesh": (32, 8), "batch": 256, "slots": 4096}
+    report = explain("threshold", "llama3.2-1b", block=32, **pod)
+    in_place(report, temporaries=64 * MIB)
+    assert report.counted.cache == 128 * MIB
+    assert report.memory.needed < 2**30
+    assert max(c.bytes for c in report.collectives) == 8 * 2 * 32 * 2048 * 2  # eight rows of a device, two blocks
+
+
+@tpu
 def test_a_model_too_large_is_refused_in_a_sentence():
     report = explain("ar", "llama3-8b", target="v5e:1x1", batch=8, slots=8192)
     assert not report.fits and report.memory is None
@@ -267,6 +296,19 @@ def test_an_8b_training_pass_fits_a_pod():
     assert any(c.kind == "reduce-scatter" for c in report.collectives)
     assert any(c.overlapped for c in report.collectives)
     assert 6 < report.counted.flops * 256 / (count(llama3_8b().specs()) * 256 * 4096) < 10  # 8, and attention
+
+
+@tpu
+@pytest.mark.slow
+def test_a_1b_block_diffusion_training_pass_fits_a_pod():
+    pod = {"target": "v5e:16x16", "mesh": (64, 4)}
+    report = explain(model="llama3.2-1b", program="train", block=32, batch=256, slots=4096, **pod)
+    assert report.fits, report.refused
+    assert report.memory.arguments + report.memory.temporaries < 6 * 2**30
+    stream = 2 * 4 * 4096 * 2048 * 2  # of both streams of a device's four rows, bfloat16
+    assert max(c.bytes for c in report.collectives) <= stream
+    # A weight counts 8 for each of two streams, but the head's (a fifth) for one; and attention.
+    assert 14 < report.counted.flops * 256 / (count(llama3_2_1b().specs()) * 256 * 4096) < 20
 
 
 def test_axes_name_every_leaf_of_a_state():

@@ -2,9 +2,10 @@
 
 One step: the model predicts every position of a window (`predict`, which knows the caches); the engine proposes a token
 each; the region says where a block that has just opened ends; a rewrite may change the logits; the select rule accepts
-some positions; the engine sees to it that at least one is; a stop rule may settle everything at once; what was accepted
-is written, what was reopened is open again, and a block without open positions gives way to the next. All but the
-first part is `transition`, which calls no model: that is what FreeDave speculates over.
+some positions; the engine sees to it that at least one is (for rules that `idle`, none may be); a stop rule may settle
+everything at once; what was accepted is written, what was reopened is open again, and a block without open positions
+gives way to the next. All but the first part is `transition`, which calls no model: that is what FreeDave speculates
+over.
 
 Rows are ragged throughout: each has its own prompt, block, limit and end, and counts its own calls.
 """
@@ -44,7 +45,11 @@ class Region(Protocol):
 
 
 class Select(Protocol):
-    """Which eligible positions a call settles."""
+    """Which eligible positions a call settles.
+
+    Attributes that some have: `reads`, `shadows`, `revocable` (see `compose.check`) and `idles`, for a rule that may
+    settle none in a call and ends all the same.
+    """
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree: ...
 
@@ -130,7 +135,7 @@ class Canvas:
     def step(self, params: PyTree, state: DecodeState) -> DecodeState:
         """One call for every row that is not done, or, where rows wait for each other, for those whose turn it is."""
         reply, called, acting = self.predict(params, state)
-        return keep(self.transition(called, reply), state, acting)
+        return keep(self.transition(called, reply), state.replace(stats=called.stats), acting)
 
     def predict(self, params: PyTree, state: DecodeState) -> tuple[Reply, DecodeState, Bool[Array, "B"]]:
         """The model's reply, the state with cache and counters after it, and the rows that took part."""
@@ -138,7 +143,7 @@ class Canvas:
         W = self.window(state.tokens.shape[1])
         reply, cache, acting, cost = self.cache.call(self.target, params["target"], state, W, shadows)
         stats = state.stats.replace(
-            queries=state.stats.queries + jnp.where(acting, cost.queries, 0),
+            queries=state.stats.queries + jnp.where(state.done, 0, cost.queries),  # also of a row that waits
             refreshes=state.stats.refreshes + (acting & cost.refreshed).astype(jnp.int32),
         )
         return reply, state.replace(cache=cache, calls=state.calls + acting.astype(jnp.int32), stats=stats), acting
@@ -158,7 +163,8 @@ class Canvas:
             view = self.look(state, reply.replace(logits=logits)).within(hi)
         choice = self.select(view, front.select)
         accept, edit = choice.accept & view.eligible, jnp.zeros_like(view.open)
-        accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
+        if not getattr(self.select, "idles", False):
+            accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
         if choice.token is not None:
             edit = choice.accept & view.inside & ~view.open & (choice.token != view.current)
             view = view.replace(token=choice.token)

@@ -15,6 +15,7 @@ import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
@@ -173,12 +174,13 @@ class Cached(Whole):
             reply, delta = ask(target, params, cache, state, mixed, window, shadows, live=reads)
             return reply, target.store(cache, delta, mixed.at, mixed.store, mixed.length)
 
-        def go_on(span: Span, cache: PyTree) -> tuple[Reply, PyTree]:
-            return ask(target, params, cache, state, span, window, shadows, live=live)[0], cache
-
         holds = jnp.stack([jnp.all(state.done | (span.at + span.size >= span.end)) for span in later])
         which = jnp.where(wide, 0, 1 + jnp.argmax(holds))
-        reply, cache = lax.switch(which, [open_, *(partial(go_on, span) for span in later)], state.cache)
+        # A loop of one turn or none, because a branch that hands a cache on copies it.
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: open_(state.cache)[0]))
+        opened, cache = lax.fori_loop(0, wide.astype(jnp.int32), lambda _, held: open_(held[1]), (blank, state.cache))
+        go_on = lambda span: ask(target, params, cache, state, span, window, shadows, live=live)[0]
+        reply = lax.switch(which, [lambda: opened, *(partial(go_on, span) for span in later)])
         rows = jnp.asarray([first.size, *(span.size for span in later)])[which] + (window if shadows else 0)
         acting = live & (wide | ~due)
         return reply, cache, acting, Cost(jnp.broadcast_to(rows, due.shape), due & acting)

@@ -25,19 +25,21 @@ def explain(
     slots: int = 2048,
     mesh: tuple[int, int] = (1, 1),
     dtype: str = "bfloat16",
+    block: int = 0,
     draft: str | Transformer | None = None,
     **options: Any,
 ) -> Report:
     """Compile one decode step of a method for a target that need not be here, and report its cost.
 
-    `program` "train" compiles one step of next-token training instead (AdamW, float32 masters), with weights and
-    moments split over both axes of the mesh. `model` is a name of `models.shapes` or any Transformer; `target` is "cpu"
-    or a TPU topology such as "v5e:16x16"; `mesh` is (data, model): rows over data, heads and widths over model. `slots`
-    are cache slots of a row, or its tokens in training. `options` are the method's. Raises `ResourceError` where the
-    TPU compiler is not installed.
+    `program` "train" compiles one training step instead (AdamW, float32 masters), with weights and moments split over
+    both axes of the mesh. `block` above 0 makes the model a block-diffusion denoiser: `method` is an unmasking rule,
+    with a block cache unless `cache` says otherwise, and training is of two streams. `model` is a name of
+    `models.shapes` or any Transformer; `target` is "cpu" or a TPU topology such as "v5e:16x16"; `mesh` is (data,
+    model): rows over data, heads and widths over model. `slots` are cache slots of a row, or its tokens in training.
+    `options` are the method's. Raises `ResourceError` where the TPU compiler is not installed.
     """
     structures = {"model": _plain(model), "draft": _plain(draft)}
-    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype}
+    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block}
     return ask(Request(method, program=program, target=target, options=options, **structures, **sizes))
 
 
@@ -47,13 +49,14 @@ def _plain(model: Any) -> Any:
 
 def command(
     method: str = "ar",
-    model: Annotated[str, tyro.conf.arg(help="A shape: llama3-8b, smollm2-135m or tiny.")] = "smollm2-135m",
+    model: Annotated[str, tyro.conf.arg(help="A shape: llama3-8b, smollm2-135m, tiny, …")] = "smollm2-135m",
     program: Literal["decode", "train"] = "decode",
     target: Annotated[str, tyro.conf.arg(help="cpu, or a TPU topology: v5e:1x1, v5e:16x16, v5p:2x2x1.")] = "cpu",
     batch: int = 1,
     slots: Annotated[int, tyro.conf.arg(help="Cache slots of a row; tokens of a row in training.")] = 2048,
     mesh: Annotated[tuple[int, int], tyro.conf.arg(help="Devices over rows, and over heads and widths.")] = (1, 1),
     dtype: str = "bfloat16",
+    block: Annotated[int, tyro.conf.arg(help="Blocks of a diffusion model; --method is then a rule. 0: none.")] = 0,
     method_arg: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -65,7 +68,7 @@ def command(
     from paradec import catalog
 
     options = catalog.parse(method, method_arg)
-    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype}
+    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block}
     report = explain(method, model, program=program, target=target, **sizes, **options)
     if as_json:
         print(json.dumps(report.public(), indent=1))

@@ -7,15 +7,21 @@ import importlib.util
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 
 from paradec import catalog, mesh
+from paradec.decode.unmasking.compose import ENGINE, compose
 from paradec.errors import InputError, ResourceError
 from paradec.explain import hlo
 from paradec.explain.programs import Program, decode_step, training_step
 from paradec.explain.request import Cost, Memory, Report, Request
+from paradec.learn.objectives.masked import Masked, Noise
+from paradec.learn.objectives.next_token import NextToken
+from paradec.models.block_diffusion import BlockDiffusion
+from paradec.models.experts import Experts
 from paradec.models.heads import MedusaHeads
 from paradec.models.ranked_tree import MC_SIM_7B_63
 from paradec.models.shapes import shape
@@ -58,8 +64,10 @@ def has_tpu_compiler() -> bool:
 def build(request: Request, place: mesh.Placement) -> Program:
     """The program a request names."""
     target = structure(request.model, request.dtype)
+    if request.block:
+        return _diffusion(request, target, place)
     if request.program == "train":
-        return training_step(target, request.batch, request.slots, place)
+        return training_step(target, NextToken, request.batch, request.slots + 1, place)
     models, given = {"target": target}, {}
     if request.draft is not None:
         models["draft"] = given["draft"] = structure(request.draft, request.dtype)
@@ -71,12 +79,24 @@ def build(request: Request, place: mesh.Placement) -> Program:
     return decode_step(method, models, request.batch, request.slots, place)
 
 
+def _diffusion(request: Request, base: Transformer, place: mesh.Placement) -> Program:
+    model = BlockDiffusion(base, mask_id=base.vocab_size - 1, block=request.block)
+    if request.program == "train":
+        objective = partial(Masked, noise=Noise(request.block))
+        return training_step(model, objective, request.batch, request.slots, place)
+    parts = {name: value for name, value in request.options.items() if name not in ENGINE}
+    engine = {"cache": "block"} | {name: value for name, value in request.options.items() if name in ENGINE}
+    method = jax.eval_shape(lambda: compose(model, request.method, parts, eos=(0,), **engine))
+    return decode_step(method, {"target": model}, request.batch, request.slots, place)
+
+
 def structure(model: str | dict[str, Any], dtype: str) -> Transformer:
     """The Transformer that a request means."""
     if isinstance(model, str):
         return dataclasses.replace(shape(model), dtype=dtype)
     ropes = {k: Rope(**model[k]) for k in ("rope", "local_rope") if model.get(k) is not None}
-    return Transformer(**model | ropes | {"sliding": tuple(model.get("sliding", ())), "dtype": dtype})
+    parts = ropes | ({"experts": Experts(**model["experts"])} if model.get("experts") else {})
+    return Transformer(**model | parts | {"sliding": tuple(model.get("sliding", ())), "dtype": dtype})
 
 
 def measure(request: Request, program: Program, device: str) -> Report:
@@ -111,6 +131,7 @@ def refusal(message: str) -> str:
 def title(request: Request) -> str:
     """What the program is, for people."""
     model = request.model if isinstance(request.model, str) else "the given Transformer"
+    model += f" in blocks of {request.block}" if request.block else ""
     if request.program == "train":
         return f"One training step of {model}, {request.batch} rows of {request.slots} tokens"
     options = "".join(f", {k}={v}" for k, v in request.options.items())

@@ -15,13 +15,14 @@ from jaxtyping import Array, PyTree
 
 from paradec import params
 from paradec.decode import loop, sampling
+from paradec.decode.canvas import Canvas
 from paradec.explain.request import Cost
 from paradec.learn import flops
 from paradec.learn import step as learn
 from paradec.learn.loop import abstract_state
-from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.step import Plan, TrainState
 from paradec.mesh import Placement
+from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.heads import DraftHeads
 from paradec.models.transformer import Transformer
 from paradec.types import DecodeState, Prompt, TextBatch
@@ -38,7 +39,10 @@ class Program:
 
 
 def decode_step(method: Any, models: dict[str, Any], batch: int, slots: int, place: Placement) -> Program:
-    """One `step` of a method whose parameters are those of `models`; the state is donated, as in `loop.run`."""
+    """One `step` of a method whose parameters are those of `models`; the state is donated, as in `loop.run`.
+
+    Of a canvas it is `loop.run` itself, because its step branches over the cache.
+    """
     weights = {name: _weights(model, place) for name, model in models.items()}
     if "heads" in weights:
         weights["heads"] = DraftHeads(weights["heads"])
@@ -50,16 +54,21 @@ def decode_step(method: Any, models: dict[str, Any], batch: int, slots: int, pla
         return method.step(weights, state)
 
     out = jax.tree.map(lambda x: x.sharding, state)
+    function, arguments = jax.jit(step, donate_argnums=2, out_shardings=out), (method, weights, state)
+    if isinstance(method, Canvas):
+        function, arguments = loop.run, (*arguments, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole))
     return Program(
-        function=jax.jit(step, donate_argnums=2, out_shardings=out),
-        arguments=(method, weights, state),
+        function=function,
+        arguments=arguments,
         counted=_count_step(method, models, weights, state),
         caches=tuple({(_local(x), x.shape) for cache in _caches(state) for x in jax.tree.leaves(cache) if x.ndim > 1}),
     )
 
 
-def training_step(model: Transformer, batch: int, tokens: int, place: Placement) -> Program:
-    """One step of `learn.step` on next tokens, as `train/lm.py` runs it: AdamW on float32 masters, computed in the
+def training_step(
+    model: Transformer | BlockDiffusion, objective: Callable[..., Any], batch: int, tokens: int, place: Placement
+) -> Program:
+    """One step of `learn.step` on rows of `tokens`, as `train/` runs it: AdamW on float32 masters, computed in the
     model's dtype, every layer redone in the backward pass. The state is donated."""
     plan, specs = Plan(compute=model.dtype), params.cast(model.specs(), jnp.float32)
     weights = params.abstract(specs, params.shardings(specs, place.mesh, place.rules))
@@ -67,20 +76,26 @@ def training_step(model: Transformer, batch: int, tokens: int, place: Placement)
     whole = NamedSharding(place.mesh, PartitionSpec())
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = abstract_state(plan, weights, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole))
-    rows = place.sharding(("batch", None), (batch, tokens + 1))
-    lay = lambda dtype: jax.ShapeDtypeStruct((batch, tokens + 1), dtype, sharding=rows)
+    rows = place.sharding(("batch", None), (batch, tokens))
+    lay = lambda dtype: jax.ShapeDtypeStruct((batch, tokens), dtype, sharding=rows)
     text = TextBatch(token=lay(jnp.int32), learn=lay(jnp.bool_))
 
     def step(state: TrainState, text: TextBatch, remat: bool = True) -> tuple[TrainState, dict[str, Array]]:
-        return learn.step.__wrapped__(plan, NextToken(model, remat=remat), state, frozen, text)
+        return learn.step.__wrapped__(plan, objective(model, remat=remat), state, frozen, text)
 
     out = jax.tree.map(lambda x: x.sharding, state)
     counted = Cost(
         flops=flops.count(step, state, text) / place.mesh.size,
-        exchanged=exchanged(model, batch, tokens, place),
+        exchanged=_sent(model, batch, tokens, place),
         model_flops=flops.count(partial(step, remat=False), state, text) / place.mesh.size,
     )
     return Program(jax.jit(step, donate_argnums=0, out_shardings=(out, None)), (state, text), counted)
+
+
+def _sent(model: Transformer | BlockDiffusion, batch: int, tokens: int, place: Placement) -> float:
+    if isinstance(model, BlockDiffusion):  # every row is there twice
+        return exchanged(model.base, 2 * batch, tokens, place)
+    return exchanged(model, batch, tokens - 1, place)
 
 
 def exchanged(model: Transformer, batch: int, tokens: int, place: Placement) -> float:
@@ -106,7 +121,7 @@ def _weights(model: Any, place: Placement) -> PyTree:
 
 def _state(method: Any, weights: PyTree, batch: int, slots: int, place: Placement) -> DecodeState:
     """The abstract state of `batch` rows whose target cache has `slots` slots, laid out as `loop.start` would."""
-    canvas = max(slots - method.drafter.nodes, 2)
+    canvas = slots if isinstance(method, Canvas) else max(slots - method.drafter.nodes, 2)
     prompt = Prompt(jax.ShapeDtypeStruct((batch, 1), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.int32))
     key = jax.eval_shape(lambda: sampling.row_keys(0, range(batch)))
     law = jax.eval_shape(lambda: sampling.sampling(batch))
@@ -132,9 +147,14 @@ def _multiplied(model: Transformer, weights: PyTree) -> int:
 
 
 def _count_step(method: Any, models: dict[str, Any], weights: PyTree, state: DecodeState) -> Cost:
-    """One chip's share, every slot of the caches in use. A draft model reads its weights and cache at every call."""
-    rows, nodes = _local(state.tokens)[0], method.drafter.nodes
-    uses = {"target": (state.cache, nodes, 1), "draft": (state.carry, 1, getattr(method.drafter, "calls", 0))}
+    """One chip's share, every slot of the caches in use. A draft model reads its weights and cache at every call; the
+    call of a canvas is one inside a block."""
+    rows, uses = _local(state.tokens)[0], {}
+    if isinstance(method, Canvas):
+        models, uses = {"target": method.target.base}, {"target": (state.cache, method.target.block, 1)}
+    else:
+        uses["target"] = state.cache, method.drafter.nodes, 1
+        uses["draft"] = state.carry, 1, getattr(method.drafter, "calls", 0)
     flops = read = cached = 0.0
     if "heads" in models:  # each reads one row's hidden state, through its layers and the base's vocabulary head
         heads, table = models["heads"], weights["target"].embed

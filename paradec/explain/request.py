@@ -19,12 +19,13 @@ class Request:
 
     method: str = "ar"
     model: str | dict[str, Any] = "smollm2-135m"
-    program: str = "decode"  # one step of the method; or "train", one step of next-token training
+    program: str = "decode"  # one step of the method; or "train", one step of training
     target: str = "cpu"  # or a TPU topology: "v5e:1x1", "v5e:16x16", "v6e:…", "v5p:2x2x1", …
     batch: int = 1  # rows, over all devices
     slots: int = 2048  # cache slots of a row; tokens of a row where program is "train"
     mesh: tuple[int, int] = (1, 1)  # data, model
     dtype: str = "bfloat16"
+    block: int = 0  # above 0 the model is a block-diffusion denoiser with blocks of so many, and the method a rule
     draft: str | dict[str, Any] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -40,6 +41,8 @@ class Request:
                 raise InputError(f"{self.target} has {self.chips} chips, not {data} × {model}.")
         if min(self.batch, self.slots, data, model) < 1:
             raise InputError("batch, slots and both sides of the mesh must be at least 1.")
+        if self.block < 0 or (self.block and self.slots % self.block):
+            raise InputError(f"{self.slots} slots do not split into blocks of {self.block}; block 0 is no diffusion.")
         if self.batch % data:
             raise InputError(f"A batch of {self.batch} rows does not split over a data axis of {data} devices.")
 

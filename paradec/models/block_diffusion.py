@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int
 from paradec.errors import InputError
 from paradec.models.cache import KVCache, KVDelta
 from paradec.models.transformer import Transformer, Weights
-from paradec.ops.attention import attend_two_stream
+from paradec.ops.attention import attend_two_stream, pair, unpair
 from paradec.ops.mask import Block, Facts, Full, Mask
 from paradec.types import Output, Rows
 
@@ -89,13 +89,11 @@ class BlockDiffusion:
         """
 
         def attention(q: Array, k: Array, v: Array, mask: Mask, facts: Facts, scale: float) -> Array:
-            half = jax.tree.map(lambda x: x[: len(x) // 2], facts)
-            return attend_two_stream(q, k, v, self.block, half, scale)
+            return attend_two_stream(q, k, v, self.block, jax.tree.map(first, facts), scale)
 
-        both = jnp.concatenate([noisy, clean])
-        seen = None if valid is None else jnp.concatenate([valid, valid])
-        out = self.base.forward(params, both, mask=Full(), valid=seen, remat=remat, attention=attention)
-        return jax.tree.map(lambda x: x[: len(noisy)], out)
+        first = lambda x: unpair(x)[0]
+        both, seen = pair(noisy, clean), None if valid is None else pair(valid, valid)
+        return self.base.forward(params, both, mask=Full(), valid=seen, remat=remat, attention=attention, read=first)
 
     def aligned(self, output: Array) -> Array:
         """Rows of a whole canvas moved so that row p predicts token p; a shifted model says nothing of position 0."""

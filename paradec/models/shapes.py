@@ -24,6 +24,14 @@ def smollm2_135m() -> Transformer:
     )  # fmt: skip
 
 
+def llama3_2_1b() -> Transformer:
+    """Llama 3.2 1B, from its model card; its long-context scaling of the rotation changes no size."""
+    return Transformer(
+        vocab_size=128_256, width=2048, num_layers=16, num_heads=32, num_kv_heads=8, head_dim=64, mlp_width=8192,
+        max_length=8192, rope=Rope(theta=500_000.0), tied=True,
+    )  # fmt: skip
+
+
 def llama3_8b() -> Transformer:
     """Llama 3 8B (2407.21783)."""
     return Transformer(
@@ -33,6 +41,7 @@ def llama3_8b() -> Transformer:
 
 
 SHAPES: Mapping[str, Callable[[], Transformer]] = {
+    "llama3.2-1b": llama3_2_1b,
     "llama3-8b": llama3_8b,
     "smollm2-135m": smollm2_135m,
     "tiny": tiny,

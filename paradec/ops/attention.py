@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from paradec import struct
 from paradec.ops.mask import Block, Facts, Mask
@@ -118,7 +118,7 @@ def attend_two_stream(
     scale: float,
     chunk: int = 512,
 ) -> Float[Array, "B2 H G T K"]:
-    """Attention of block-diffusion training (BD3-LM, 2503.09573): the batch is B noisy rows, then the same, clean.
+    """Attention of block-diffusion training (BD3-LM, 2503.09573): row 2b is text b with noise, row 2b + 1 it, clean.
 
     A clean token sees clean tokens of its block and before; a noisy one its own noisy block, and the clean blocks
     before it. The noisy rows' two parts are merged, so neither 2T x 2T scores nor a mask of that shape ever exist.
@@ -127,7 +127,7 @@ def attend_two_stream(
     B, H, G, T, K = q.shape[0] // 2, *q.shape[1:]
     if T % block:
         raise ValueError(f"Rows of {T} tokens do not split into blocks of {block}; pad them.")
-    (qn, qc), (kn, kc), (vn, vc) = ((x[:B], x[B:]) for x in (q, k, v))
+    (qn, qc), (kn, kc), (vn, vc) = (unpair(x) for x in (q, k, v))
     clean = attend_masked(qc, kc, vc, Block(block), facts, scale, chunk)
 
     def before(q: Array, query: Facts) -> Partial:
@@ -143,7 +143,19 @@ def attend_two_stream(
     own = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(B, T // block, H, G, block, *x.shape[4:]), 1, 3), own)
     own = Partial(own.out.reshape(B, H, G, T, K), own.lse.reshape(B, H, G, T))
     noisy = merge(own, _in_chunks(before, qn, facts, chunk)).out
-    return jnp.concatenate([noisy, clean.astype(noisy.dtype)])
+    return pair(noisy, clean.astype(noisy.dtype))
+
+
+def pair(noisy: Shaped[Array, "B ..."], clean: Shaped[Array, "B ..."]) -> Shaped[Array, "B2 ..."]:
+    """Two streams as one batch, row beside row: one after the other, a batch that is split over devices would have the
+    noisy rows on some and their clean ones on others, and every layer would send all keys around."""
+    return jnp.stack([noisy, clean], axis=1).reshape(-1, *noisy.shape[1:])
+
+
+def unpair(both: Shaped[Array, "B2 ..."]) -> tuple[Shaped[Array, "B ..."], Shaped[Array, "B ..."]]:
+    """The two streams of a batch that `pair` made."""
+    apart = both.reshape(-1, 2, *both.shape[1:])
+    return apart[:, 0], apart[:, 1]
 
 
 def _seen(see: Bool[Array, "B Q S"], facts: Facts) -> Bool[Array, "B Q S"]:

@@ -73,12 +73,18 @@ class FreeDave:
         if not self.base.cache.keeps:
             return self.chain(params, state, first, jnp.zeros_like(state.done))
         due = first.carry.fresh & ~first.done
-        return lax.cond(
-            jnp.all(due | first.done), lambda: self.open(params, first), lambda: self.chain(params, state, first, due)
-        )
+        wide = jnp.all(due | first.done)
+        # A loop of one turn or none, and no cache through the branch below: it would be copied.
+        ready = first.replace(carry=Held(front=first.carry, reply=held.reply))
+        opened = lax.fori_loop(0, wide.astype(jnp.int32), lambda _, s: self.open(params, s), ready)
+        state, first = state.replace(cache=opened.cache), first.replace(cache=opened.cache)
+        bare = lambda s: s.replace(cache=None)
+        new = lax.cond(wide, lambda: bare(opened), lambda: bare(self.chain(params, state, first, due)))
+        return new.replace(cache=opened.cache)
 
-    def open(self, params: PyTree, first: DecodeState) -> DecodeState:
+    def open(self, params: PyTree, ready: DecodeState) -> DecodeState:
         """The opening call of a block under a cache: no drafts."""
+        first = ready.replace(carry=ready.carry.front)
         reply, called, acting = self.base.predict(params, first)
         called = keep(called, first, acting)
         return called.replace(carry=Held(front=called.carry, reply=reply))
@@ -100,14 +106,14 @@ class FreeDave:
         kept, depth = self.follow(called, drafts, replies, acting)
         stats, d = first.stats, jnp.arange(self.drafts - 1)[None]
         stats = stats.replace(
-            queries=stats.queries + jnp.where(acting, jnp.sum(cost, axis=0), 0),
+            queries=stats.queries + jnp.where(first.done, 0, jnp.sum(cost, axis=0)),  # also of a row that waits
             offered=stats.offered + acting[:, None].astype(jnp.int32),
             accepted=stats.accepted + (acting[:, None] & (d < depth[:, None])).astype(jnp.int32),
         )
         new = kept.replace(cache=first.cache, stats=stats)
         # What has finished with its first state needs no call; what is due keeps its state, and its reply, and waits.
         done = first.replace(carry=Held(front=first.carry, reply=state.carry.reply))
-        return keep(keep(new, done, acting), state, ~due & ~state.done)
+        return keep(keep(new, done, acting), state.replace(stats=stats), ~due & ~state.done)
 
     def follow(
         self, state: DecodeState, drafts: DecodeState, replies: Reply, acting: Bool[Array, "B"]
