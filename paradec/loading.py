@@ -57,7 +57,11 @@ def check_checkpoint(lm: LanguageModel) -> None:
     if isinstance(lm.model, BlockDiffusion):
         check_reach(lm.model, lm.params)
         text = "The sun rises in the east and sets in the west. Water freezes at zero degrees and boils at one hundred."
-        check_shift(lm.model, lm.params, np.asarray([lm.tokenizer.encode(text)], np.int32))
+        try:
+            ids = lm.tokenizer.encode(text)
+        except InputError:  # a vocabulary of its own, in which nothing can be said that all models know
+            return
+        check_shift(lm.model, lm.params, np.asarray([ids], np.int32))
 
 
 def load_tokenizer(name: str, *, progress: bool = True) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 import paradec
 from configs import lm as lm_configs
+from configs import masked as masked_configs
 from configs import medusa as medusa_configs
 from paradec.errors import InputError
 from paradec.learn.loop import Run
@@ -23,9 +25,9 @@ pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def program(name):
-    spec = importlib.util.spec_from_file_location(f"train_{name}", ROOT / "train" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+def program(name, room="train"):
+    spec = importlib.util.spec_from_file_location(f"{room}_{name}", ROOT / room / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -37,7 +39,7 @@ def tiny(tmp_path_factory):
 
 def small(config, out, steps=6, **changes):
     plan = dataclasses.replace(config.plan, steps=steps, warmup=1)
-    devices = {"devices": lm_configs.Devices(data=4, model=2)} if isinstance(config, lm_configs.Lm) else {}
+    devices = {} if isinstance(config, medusa_configs.Medusa) else {"devices": lm_configs.Devices(data=4, model=2)}
     return dataclasses.replace(config, plan=plan, batch=4, run=Run(out=out, save_every=3), **devices, **changes)
 
 
@@ -119,3 +121,30 @@ def test_heads_from_a_command_to_a_comparison(tmp_path, tiny, capsys):
     assert [r.token_ids for r in plain] == [r.token_ids for r in drafted]
     written = path.read_bytes()
     assert program("medusa").main(config).read_bytes() == written  # all stages are done already
+
+
+def test_a_diffusion_model_of_lists_is_trained_loaded_and_asked(tmp_path):
+    """On eight devices; then the program that holds such models against theory."""
+    data = masked_configs.Data(items=3)
+    shape = lm_configs.Shape(layers=1, width=32, heads=4, kv_heads=4, head_dim=8, mlp=48)
+    state = program("masked").main(small(masked_configs.lists(), tmp_path / "out", data=data, shape=shape))
+    model = tmp_path / "out" / "model"
+    assert json.loads((model / "training.json").read_text())["config"]["data"]["items"] == 3
+    lm = paradec.load(str(model))
+    np.testing.assert_array_equal(lm.params.blocks.qkv, jax.device_get(state.average.blocks.qkv))
+    asked = lm.generate("sort - - C A B", method="threshold", max_new_tokens=3)[0]
+    assert len(asked.token_ids) == 3 and asked.text.strip().split() == [
+        lm.tokenizer.decode([i]).strip() for i in asked.token_ids
+    ]
+    lists = program("lists", "infer")
+    assert lists.main(lists.Run(model, tmp_path / "l.json", items=3, rows=5, operations=("shuffle",))) == 0
+    static, *trials = json.loads((tmp_path / "l.json").read_text())
+    assert static["rule"] == "static" and static["calls"] == 3 and static["agreement"] == 1
+    assert [round(t["theory"], 4) for t in trials] == [1.0, round(2 / 3, 4), round(2 / 9, 4)]
+    assert [t["calls"] for t in trials] == [3, 2, 1]
+
+
+def test_block_diffusion_and_ragged_lists_do_not_go_together(tmp_path):
+    config = small(masked_configs.lists(), tmp_path / "out", block=4)
+    with pytest.raises(InputError, match="Lists are ragged"):
+        program("masked").main(config)

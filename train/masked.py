@@ -1,6 +1,8 @@
 """Train a masked or block-diffusion language model.
 
     python train/masked.py lists
+    python train/masked.py padded
+    python train/masked.py sums
     python train/masked.py shakespeare --data.files input.txt
     python train/masked.py block_shakespeare --data.files input.txt
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +26,13 @@ from configs.masked import PRESETS, Data, Masked
 from paradec import config as configs
 from paradec import mesh, params
 from paradec.cli import ERR, guarded
-from paradec.data import chain, lists, text
+from paradec.data import chain, text
+from paradec.data.lists import Lists
+from paradec.data.padded import Padded
+from paradec.data.sums import Sums
 from paradec.errors import InputError
 from paradec.io.hf import save_hf
+from paradec.io.tokenizer import save_words
 from paradec.learn import loop
 from paradec.learn.objectives import masked
 from paradec.learn.report import Work
@@ -44,6 +51,11 @@ class Corpus(NamedTuple):
     vocab_size: int  # the mask is its last token
     length: int
     pack: int
+    words: Sequence[str] = ()  # how tokens are written, where each is a word
+
+
+TASKS = {"lists": (Lists, True), "padded": (Padded, False), "sums": (Sums, False)}
+"""Sources by `data.kind`, and whether their rows are ragged."""
 
 
 def main(config: Masked) -> TrainState:
@@ -73,6 +85,8 @@ def main(config: Masked) -> TrainState:
     if jax.process_index() == 0:
         folder = config.run.out / "model"
         save_hf(folder, model, jax.device_get(final))
+        if corpus.words:
+            save_words(folder, corpus.words)
         facts = {"config": kept, "command": " ".join(["python", *sys.argv])}
         (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
         ERR.print(f"Wrote {folder}", markup=False)
@@ -81,9 +95,11 @@ def main(config: Masked) -> TrainState:
 
 def read(data: Data) -> Corpus:
     """The data of a configuration, split. Raises `InputError` for files that are missing, damaged or too short."""
-    if data.kind == "lists":
-        train, held = (lists.Lists(data.items, rows=rows, seed=seed) for rows, seed in ((1_000_000, 0), (2048, 1)))
-        return Corpus(train, held, train.vocab_size, train.length, train.length)
+    if data.kind in TASKS:
+        make, ragged = TASKS[data.kind]
+        some = {"operations": data.operations} if data.operations else {}
+        train, held = (make(data.items, rows=rows, seed=seed, **some) for rows, seed in ((1_000_000, 0), (2048, 1)))
+        return Corpus(train, held, train.vocab_size, train.length, train.length if ragged else 0, train.words)
     if not data.files:
         raise InputError("Name the text to learn from: --data.files FILE.")
     whole = text.read(data.files)

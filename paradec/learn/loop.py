@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from paradec import config as configs
 from paradec import mesh, params
@@ -177,16 +177,19 @@ def whole(batch: PyTree) -> PyTree:
 
 
 def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterable[PyTree]) -> Evaluate:
-    """An evaluation hook: the objective's loss and sums over `batches`, with the averaged weights where there are."""
-    key = jax.random.key(0)
+    """An evaluation hook: the objective's loss and sums over `batches`, with the averaged weights where there are.
+
+    Batch i is always seen with the same noise, key i.
+    """
 
     @jax.jit
-    def score(weights: PyTree, frozen: PyTree, batch: PyTree) -> Loss:
-        return objective(params.cast(weights, plan.compute), frozen, batch, key)
+    def score(weights: PyTree, frozen: PyTree, batch: PyTree, number: Int[Array, ""]) -> Loss:
+        return objective(params.cast(weights, plan.compute), frozen, batch, jax.random.key(number))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         weights = state.trainable if state.average is None else state.average
-        total = jax.device_get([score(weights, frozen, whole(batch)) for batch in batches])
+        seen = enumerate(batches)
+        total = jax.device_get([score(weights, frozen, whole(batch), np.int32(i)) for i, batch in seen])
         if not total:
             raise InputError("There is nothing to evaluate on: the held-out data has not one whole batch.")
         weight = max(sum(float(loss.weight) for loss in total), 1e-9)

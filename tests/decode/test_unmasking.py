@@ -19,6 +19,7 @@ from paradec.decode.unmasking.oracle import Oracle
 from paradec.decode.unmasking.prophet import Prophet
 from paradec.decode.unmasking.quota import Quota
 from paradec.decode.unmasking.threshold import Threshold
+from paradec.decode.unmasking.time_grid import TimeGrid
 from paradec.decode.unmasking.wino import Wino
 from paradec.decode.view import View, best, rank
 from paradec.errors import InputError, UnknownName
@@ -83,6 +84,55 @@ def test_quota_spreads_a_block_over_its_steps():
     drawn = [view.replace(key=jax.random.split(jax.random.key(seed), 1)) for seed in range(9)]
     many = [tuple(accepted(Quota.of(2, score="random"), one)) for one in drawn]
     assert len(set(many)) > 4
+
+
+def steps_of(rule, view):
+    """How many positions of each row each call settles, until none is open."""
+    carry, left, counts = rule.init(*view.open.shape, 5), np.asarray(view.open), []
+    while left.any():
+        now = view.replace(
+            open=jnp.asarray(left), fresh=jnp.full(len(left), not counts), turn=jnp.full(len(left), len(counts))
+        )
+        choice = rule(now, carry)
+        taken = np.asarray(choice.accept)
+        left, carry = left & ~taken, choice.carry
+        counts.append(taken.sum(-1))
+    return np.stack(counts)
+
+
+def test_the_time_grid_cuts_shares_to_integers():
+    for n in (4, 8, 32):
+        view = seen(np.linspace(0.3, 0.9, n))
+        for steps in (1, 3, n):
+            t, left, wanted = np.linspace(1, 1e-3, steps + 1), n, []
+            for i in range(steps):
+                wanted.append(left if i == steps - 1 else int(left * (1 - t[i + 1] / t[i])))
+                left -= wanted[-1]
+            assert steps_of(TimeGrid.of(steps, "probability"), view)[:, 0].tolist() == wanted
+            if steps == n:
+                assert wanted[0] == 0 and wanted[-1] == 2
+                whole = steps_of(TimeGrid.of(steps, "probability", whole=True), view)[:, 0]
+                assert whole.tolist() == [1] * n
+    taken = lambda heat, seed: tuple(
+        accepted(
+            TimeGrid.of(2, "probability", heat=heat), seen(C).replace(key=jax.random.split(jax.random.key(seed), 1))
+        )
+    )
+    assert taken(0.0, 0) == taken(1e-6, 1) == (0, 2, 7), "the surest, and so they stay when hardly heated"
+    assert len({taken(1e6, seed) for seed in range(12)}) > 6
+
+
+def test_origin_settles_each_mask_on_its_own():
+    rows, steps = 3000, 5
+    one = seen(C)
+    view = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), one.replace(key=None))
+    counts = steps_of(TimeGrid.of(steps), view.replace(key=jax.random.split(jax.random.key(3), rows)))
+    assert len(counts) == steps and (counts.sum(0) == 8).all()
+    share = 0.999 / steps
+    for settled in counts[:-1]:
+        assert abs(settled.mean() - 8 * share) < 4 * np.sqrt(8 * share * (1 - share) / rows)
+        assert abs(settled.var() / (8 * share * (1 - share)) - 1) < 0.12, "positions are not independent"
+    assert (counts[0] == 0).any(), "no call idles"
 
 
 def test_factor_takes_the_longest_prefix():
@@ -299,6 +349,7 @@ BAD = {
     "a block of nothing": (("quota", {}, {"block": 0}), "A block is at least one token long"),
     "a threshold below 0": (("threshold", {"tau": -0.1}, {}), "tau is a confidence, so 0 or more"),
     "no number": (("local_leap", {"kappa": float("nan")}, {}), "kappa is a confidence"),
+    "no steps": (("time_grid", {"steps": 0}, {}), "time_grid wants steps >= 1"),
     "a quota of nothing": (("quota", {"per_call": 0}, {}), "per_call is 1 or more"),
     "a mode of ending": (("quota", {}, {"ends": "soon"}), "ends is free, late or never"),
 }  # fmt: skip
@@ -338,5 +389,5 @@ def test_more_bad_input():
 
 def test_every_part_says_what_it_is():
     slots = {part.slot for part in PARTS.values()}
-    assert slots == {"select", "rewrite", "region", "stop", "cut", "wrap"} and len(PARTS) == 16
+    assert slots == {"select", "rewrite", "region", "stop", "cut", "wrap"} and len(PARTS) == 17
     assert PARTS["oracle"].make is Oracle

@@ -39,4 +39,4 @@ def test_bad_input(capsys):
     assert "Did you mean 'parallelbench'" in capsys.readouterr().err
     assert main(["bench", "--decodes", "0"]) == 2
     with pytest.raises(UnknownName, match="rule to sweep"):
-        sweep(["replace"], ["wino"])
+        sweep(["replace"], ["wyno"])

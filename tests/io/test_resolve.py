@@ -70,7 +70,9 @@ def test_absent_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "smollm2", "smollm2-135", "a b/c", "a/b/c"])
 def test_unknown_name(name: str) -> None:
-    with pytest.raises(UnknownName, match=r"gemma3-270m, smollm2-135m.*\.gguf file, or a hub id such as org/name"):
+    with pytest.raises(
+        UnknownName, match=r"gemma3-270m, lists, smollm2-135m.*\.gguf file, or a hub id such as org/name"
+    ):
         resolve(name)
 
 
@@ -155,6 +157,9 @@ def test_hub_failures(
 
 def test_presets_are_pinned() -> None:
     for name, preset in PRESETS.items():
+        if isinstance(preset.model, Path):
+            assert preset.license and resolve(name) == Source("hf", preset.model, name)
+            continue
         hashes = [preset.model.sha256, *(wheel.sha256 for wheel in preset.model.wheels)]
         assert all(len(h) == 64 for h in hashes) and len(set(hashes)) == len(hashes), name
         assert all("==" in wheel.requirement for wheel in preset.model.wheels) and preset.license and preset.hub

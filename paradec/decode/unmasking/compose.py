@@ -26,9 +26,11 @@ from paradec.decode.unmasking.prophet import Prophet
 from paradec.decode.unmasking.quota import Quota
 from paradec.decode.unmasking.regions import Blocks, Everything
 from paradec.decode.unmasking.threshold import Threshold
+from paradec.decode.unmasking.time_grid import TimeGrid
 from paradec.decode.unmasking.wino import Wino
 from paradec.decode.view import bar
 from paradec.errors import InputError, UnknownName
+from paradec.models.heads import ConfidenceFilter
 from paradec.types import Denoiser
 
 
@@ -54,7 +56,9 @@ class Part:
         return {p.name: p.default for p in inspect.signature(self.make).parameters.values()}
 
 
-def _filter(weights: Any, filter: Any, tau: float = 0.96) -> LearnedFilter:
+def _filter(filter: Any = "", weights: Any = None, tau: float = 0.96) -> LearnedFilter:
+    if not isinstance(filter, ConfidenceFilter) or weights is None:  # a language model opens the file
+        raise ValueError("learned_filter needs a filter trained for the model: pass filter=FILE, a safetensors file.")
     return LearnedFilter(weights, filter, bar(tau))
 
 
@@ -72,6 +76,7 @@ PARTS: Mapping[str, Part] = {
     part.name: part
     for part in (
         Part("quota", "select", "LLaDA: a schedule of confidence", "2502.09992", Quota.of),
+        Part("time_grid", "select", "Dream: a grid of noise levels", "2508.15487", TimeGrid.of),
         Part("threshold", "select", "Fast-dLLM: confidence threshold", "2505.22618", Threshold.of),
         Part("factor", "select", "Fast-dLLM: factor", "2505.22618", Factor.of),
         Part("entropy", "select", "dParallel: entropy threshold", "2509.26488", Entropy.of),
@@ -150,7 +155,7 @@ def parse(names: str, pairs: Iterable[str]) -> dict[str, Any]:
             raise UnknownName(f"option of {names}", key, known)
         try:
             out[key] = _typed(known[key], text)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             raise InputError(f"Option {key} of {names} cannot be {text!r}; its default is {known[key]}.") from None
     return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,18 +13,9 @@ import numpy as np
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.unmasking.compose import compose
-from paradec.errors import UnknownName
 from paradec.evals.parallelbench import theory
+from paradec.evals.sweeps import named, settings
 from paradec.types import OPEN, Prompt
-
-SWEEPS: dict[str, tuple[str, Sequence[dict[str, Any]]]] = {
-    "random": ("quota", [{"per_call": k, "score": "random"} for k in (1, 2, 3, 4, 6, 8)]),
-    "threshold": ("threshold", [{"tau": t} for t in (0.95, 0.8, 0.6, 0.4, 0.2, 0.0)]),
-    "factor": ("factor", [{"f": f} for f in (0.5, 1.0, 1.6, 2.5, 4.0, 9.0)]),
-    "entropy": ("entropy", [{"delta": d} for d in (0.0, 0.3, 0.6, 1.0, 1.6, 3.0)]),
-    "eb": ("eb", [{"gamma": g} for g in (0.0, 0.3, 1.0, 2.0, 4.0, 9.0)]),
-}
-"""Rules that have one number to turn, and the values it is turned through."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Point:
 
 def sweep(
     operations: Iterable[str] = ("copy", "replace", "shuffle", "insert", "remove"),
-    rules: Iterable[str] = tuple(SWEEPS),
+    rules: Iterable[str] = ("random", "threshold", "factor", "entropy", "eb"),
     *,
     items: int = 6,
     decodes: int = 2000,
@@ -54,16 +45,13 @@ def sweep(
     """Decode every operation on `items` items with every rule and setting, `decodes` times each.
 
     `told` hears of each point as it is measured. Raises `UnknownName` for a rule that is not in `SWEEPS`, and what
-    `theory.answers` raises.
+    `theory.answers` and `compose` raise.
     """
     points = []
     for operation in operations:
         for rule in rules:
-            if rule not in SWEEPS:
-                raise UnknownName("rule to sweep", rule, SWEEPS)
-            names, settings = SWEEPS[rule]
-            length = theory.answers(operation, items).shape[1]
-            for options in (s for s in settings if s.get("per_call", 1) <= length):
+            names, every = settings(rule, theory.answers(operation, items).shape[1])
+            for options in every:
                 points.append(_measure(operation, rule, names, options, items, decodes, batch, temperature, seed))
                 told(points[-1])
     return points
@@ -86,8 +74,7 @@ def _measure(
         calls, made = calls + int(state.calls.sum()), made + batch
     p = right / made
     wanted = _theory(operation, items, options) if rule == "random" and temperature == 1 else None
-    setting = ", ".join(f"{k}={v}" for k, v in options.items() if k != "score")
-    return Point(operation, rule, setting, p, math.sqrt(p * (1 - p) / made), made * length / calls, wanted)
+    return Point(operation, rule, named(options), p, math.sqrt(p * (1 - p) / made), made * length / calls, wanted)
 
 
 def _theory(operation: str, items: int, options: dict[str, Any]) -> float | None:

@@ -1,0 +1,108 @@
+"""Every unmasking rule on a trained diffusion model, swept through its settings and compared at matched accuracy.
+
+    python train/masked.py sums
+    python infer/rules.py --task sums --model out/sums/model --out out/sums.json
+
+A row of the table is the setting of a rule with the fewest calls that still answers as well as static decoding (one
+position a call, the surest first) to within `--within`. Greedy, in one batch; every row counts its own calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from paradec.cli import ERR, OUT, cache_compilations, guarded, write
+from paradec.data.lists import Lists
+from paradec.data.padded import Padded
+from paradec.data.sums import Sums
+from paradec.decode.unmasking.compose import compose
+from paradec.evals.answers import Answers, Questions, Trial, ask, matched
+from paradec.evals.sweeps import SWEEPS, named, settings
+from paradec.io.hf import load_hf
+
+TASKS = {"lists": Lists, "sums": Sums, "padded": Padded}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What to measure."""
+
+    task: Literal["lists", "sums", "padded"]
+    model: Path
+    """A folder that train/masked.py wrote."""
+    out: Path
+    rows: int = 500
+    block: int = 0
+    """Block length; 0: the whole answer is one block."""
+    rules: tuple[str, ...] = tuple(SWEEPS)
+    within: float = 0.01
+    """How far below static decoding's accuracy a setting may be."""
+
+
+def main(run: Run) -> int:
+    """Print the table as markdown; the status is 0."""
+    model, weights = load_hf(run.model)
+    source = TASKS[run.task](rows=run.rows, seed=2)
+    eos = (source.eos,) if isinstance(source, Padded) else ()
+    ask_with = lambda method: ask(method, weights, source, eos=eos)
+    engine = {"block": run.block or None, "words": model.mask_id}
+    static = ask_with(compose(model, "quota", **engine))
+    trials = [Trial.of(run.task, "static", "", static, static)]
+    for rule, names, options, more in [*swept(run, source), *fitted(source, static, eos)]:
+        answers = ask_with(compose(model, names, options, **engine | more))
+        trials.append(Trial.of(run.task, rule, named(options), answers, static))
+        ERR.print(rule, named(options), f"{trials[-1].calls:.2f} calls, {trials[-1].accuracy:.3f}", markup=False)
+    write(run.out, json.dumps([dataclasses.asdict(t) for t in trials], indent=1))
+    show(matched(trials, static.accuracy - run.within))
+    return 0
+
+
+Case = tuple[str, str, Mapping[str, Any], Mapping[str, Any]]
+
+
+def swept(run: Run, source: Questions) -> Iterator[Case]:
+    """A case for every rule and setting: name, parts, options, engine."""
+    shortest = min(int(source[i]["learn"].sum()) for i in range(len(source)))
+    for rule in run.rules:
+        names, every = settings(rule, shortest)
+        yield from ((rule, names, options, {}) for options in every)
+
+
+def fitted(source: Questions, static: Answers, eos: tuple[int, ...]) -> Iterator[Case]:
+    """Rules that need to know something of the task, or of the text to come."""
+    yield "oracle", "oracle", {"reference": jnp.asarray(static.canvas.clip(0))}, {}
+    for cache in ("dual", "prefix"):
+        yield f"threshold, {cache} cache", "threshold", {"tau": 0.9}, {"cache": cache, "block": 8}
+    for tau in (0.95, 0.9, 0.6):
+        if eos:
+            yield "ada_block", "threshold+ada_block", {"delimiter": eos, "threshold.tau": tau}, {"block": None}
+            yield "threshold, stops", "threshold", {"tau": tau}, {"eos": eos}
+            yield "threshold, end of text", "threshold+end_of_text", {"threshold.tau": tau}, {"eos": eos}
+
+
+def show(best: Mapping[str, Trial | None]) -> None:
+    """The table."""
+    OUT.print(
+        "| rule | setting | calls | positions | refreshes | exact match | as static | tokens/call |", markup=False
+    )
+    OUT.print("| --- | --- | --- | --- | --- | --- | --- | --- |", markup=False)
+    for rule, t in best.items():
+        if t is None:
+            OUT.print(f"| {rule} | none as good | | | | | | |", markup=False, soft_wrap=True)
+            continue
+        costs = f"{t.calls:.2f} | {t.queries:.0f} | {t.refreshes:.2f}"
+        good = f"{100 * t.accuracy:.1f} % | {100 * t.agreement:.1f} % | {t.tokens_per_call:.2f}"
+        OUT.print(f"| {rule} | {t.setting} | {costs} | {good} |", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cache_compilations()
+    sys.exit(guarded(lambda: main(tyro.cli(Run, description=__doc__))))
