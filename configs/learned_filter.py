@@ -19,7 +19,7 @@ class Calls:
     items: int = 12
     """As for train/masked.py."""
     files: tuple[Path, ...] = ()
-    prompts: int = 1024
+    prompts: int = 4096
     """Prompts of the task; of each file, at most."""
     new_tokens: int = 64
     block: int = 8
@@ -35,7 +35,7 @@ class Calls:
 class Filter:
     """The filter and what it is told."""
 
-    width: int = 32
+    width: int = 64
     wrong: float = 1.0
     """What a proposal that is not final counts, beside one that is: above 1 the filter is more careful."""
 
@@ -74,7 +74,9 @@ def llada() -> LearnedFilter:
     plan = dataclasses.replace(padded().plan, steps=40_000, learning_rate=3e-3)
     run = dataclasses.replace(padded().run, out=Path("out/filter-llada"))
     model = "GSAI-ML/LLaDA-8B-Instruct"
-    return dataclasses.replace(padded(), model=model, calls=calls, plan=plan, dtype="bfloat16", run=run)
+    return dataclasses.replace(
+        padded(), model=model, calls=calls, filter=Filter(width=32), plan=plan, dtype="bfloat16", run=run
+    )
 
 
 PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in (padded, sums, llada)}

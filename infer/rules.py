@@ -26,6 +26,7 @@ from paradec.data.sums import Sums
 from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import Answers, Questions, Trial, ask, matched
 from paradec.evals.sweeps import SWEEPS, named, settings
+from paradec.io.confidence_filter import load_filter
 from paradec.io.hf import load_hf
 
 TASKS = {"lists": Lists, "sums": Sums, "padded": Padded}
@@ -43,6 +44,8 @@ class Run:
     block: int = 0
     """Block length; 0: the whole answer is one block."""
     rules: tuple[str, ...] = tuple(SWEEPS)
+    filter: Path | None = None
+    """What train/learned_filter.py left for this model."""
     within: float = 0.01
     """How far below static decoding's accuracy a setting may be."""
 
@@ -56,7 +59,7 @@ def main(run: Run) -> int:
     engine = {"block": run.block or None, "words": model.mask_id}
     static = ask_with(compose(model, "quota", **engine))
     trials = [Trial.of(run.task, "static", "", static, static)]
-    for rule, names, options, more in [*swept(run, source), *fitted(source, static, eos)]:
+    for rule, names, options, more in [*swept(run, source), *fitted(run, source, static, eos)]:
         answers = ask_with(compose(model, names, options, **engine | more))
         trials.append(Trial.of(run.task, rule, named(options), answers, static))
         ERR.print(rule, named(options), f"{trials[-1].calls:.2f} calls, {trials[-1].accuracy:.3f}", markup=False)
@@ -76,16 +79,20 @@ def swept(run: Run, source: Questions) -> Iterator[Case]:
         yield from ((rule, names, options, {}) for options in every)
 
 
-def fitted(source: Questions, static: Answers, eos: tuple[int, ...]) -> Iterator[Case]:
+def fitted(run: Run, source: Questions, static: Answers, eos: tuple[int, ...]) -> Iterator[Case]:
     """Rules that need to know something of the task, or of the text to come."""
     yield "oracle", "oracle", {"reference": jnp.asarray(static.canvas.clip(0))}, {}
     for cache in ("dual", "prefix"):
         yield f"threshold, {cache} cache", "threshold", {"tau": 0.9}, {"cache": cache, "block": 8}
-    for tau in (0.95, 0.9, 0.6):
-        if eos:
-            yield "ada_block", "threshold+ada_block", {"delimiter": eos, "threshold.tau": tau}, {"block": None}
-            yield "threshold, stops", "threshold", {"tau": tau}, {"eos": eos}
-            yield "threshold, end of text", "threshold+end_of_text", {"threshold.tau": tau}, {"eos": eos}
+    if run.filter is not None:
+        trained = load_filter(run.filter)
+        own = {"weights": trained.weights, "filter": trained.filter}
+        for tau in (0.99, 0.96, 0.9, 0.7, 0.5):
+            yield "learned_filter", "learned_filter", own | {"tau": tau}, {"block": trained.filter.length}
+    for tau in (0.98, 0.95, 0.9, 0.6) if eos else ():
+        yield "ada_block", "threshold+ada_block", {"delimiter": eos, "threshold.tau": tau}, {"block": None}
+        yield "threshold, stops", "threshold", {"tau": tau}, {"eos": eos}
+        yield "threshold, end of text", "threshold+end_of_text", {"threshold.tau": tau}, {"eos": eos}
 
 
 def show(best: Mapping[str, Trial | None]) -> None:

@@ -44,5 +44,5 @@ def settings(rule: str, length: int) -> tuple[str, list[dict[str, Any]]]:
 
 
 def named(options: Mapping[str, Any]) -> str:
-    """Options as a reader sees them: numbers only, since the score is part of the rule's name."""
-    return ", ".join(f"{key}={value:g}" for key, value in options.items() if not isinstance(value, str))
+    """Options as a reader sees them: plain numbers only."""
+    return ", ".join(f"{key}={value:g}" for key, value in options.items() if isinstance(value, (int, float)))

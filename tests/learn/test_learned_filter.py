@@ -287,7 +287,7 @@ def test_from_a_command_to_a_decode(lm, tmp_path):
     config = dataclasses.replace(configs.padded(), model=lm.name, calls=calls, plan=plan, batch=8, run=run)
     path = program("learned_filter").main(config)
     found = load_filter(path)
-    assert found.filter == ConfidenceFilter(BLOCK, 32) and found.facts["base_digest"] == fingerprint(lm.params)
+    assert found.filter == ConfidenceFilter(BLOCK, 64) and found.facts["base_digest"] == fingerprint(lm.params)
     assert set(found.facts["metrics"]["filter"]) == {"0.5", "0.9", "0.96", "0.99"}
     assert found.facts["config"]["calls"]["block"] == BLOCK and "run" not in found.facts["config"]
     (result,) = lm.generate(PROMPTS[0], method="learned_filter", method_args={"filter": str(path)}, max_new_tokens=NEW)
