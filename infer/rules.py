@@ -82,8 +82,9 @@ def swept(run: Run, source: Questions) -> Iterator[Case]:
 def fitted(run: Run, source: Questions, static: Answers, eos: tuple[int, ...]) -> Iterator[Case]:
     """Rules that need to know something of the task, or of the text to come."""
     yield "oracle", "oracle", {"reference": jnp.asarray(static.canvas.clip(0))}, {}
-    for cache in ("dual", "prefix"):
-        yield f"threshold, {cache} cache", "threshold", {"tau": 0.9}, {"cache": cache, "block": 8}
+    for cache in ("none", "dual", "prefix"):
+        for tau in (0.995, 0.98, 0.9):
+            yield f"threshold, blocks of 8, cache {cache}", "threshold", {"tau": tau}, {"cache": cache, "block": 8}
     if run.filter is not None:
         trained = load_filter(run.filter)
         own = {"weights": trained.weights, "filter": trained.filter}
@@ -97,10 +98,9 @@ def fitted(run: Run, source: Questions, static: Answers, eos: tuple[int, ...]) -
 
 def show(best: Mapping[str, Trial | None]) -> None:
     """The table."""
-    OUT.print(
-        "| rule | setting | calls | positions | refreshes | exact match | as static | tokens/call |", markup=False
-    )
-    OUT.print("| --- | --- | --- | --- | --- | --- | --- | --- |", markup=False)
+    heads = ("rule", "setting", "calls", "positions", "refreshes", "exact match", "as static", "tokens/call")
+    for line in (heads, ["---"] * len(heads)):
+        OUT.print(f"| {' | '.join(line)} |", markup=False, soft_wrap=True)
     for rule, t in best.items():
         if t is None:
             OUT.print(f"| {rule} | none as good | | | | | | |", markup=False, soft_wrap=True)
