@@ -20,16 +20,12 @@ import jax.numpy as jnp
 import tyro
 
 from paradec.cli import ERR, OUT, cache_compilations, guarded, write
-from paradec.data.lists import Lists
-from paradec.data.padded import Padded
-from paradec.data.sums import Sums
+from paradec.data.tasks import TASKS
 from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import Answers, Questions, Trial, ask, matched
 from paradec.evals.sweeps import SWEEPS, named, settings
 from paradec.io.confidence_filter import load_filter
 from paradec.io.hf import load_hf
-
-TASKS = {"lists": Lists, "sums": Sums, "padded": Padded}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +50,7 @@ def main(run: Run) -> int:
     """Print the table as markdown; the status is 0."""
     model, weights = load_hf(run.model)
     source = TASKS[run.task](rows=run.rows, seed=2)
-    eos = (source.eos,) if isinstance(source, Padded) else ()
+    eos = (source.eos,) if run.task == "padded" else ()
     ask_with = lambda method: ask(method, weights, source, eos=eos)
     engine = {"block": run.block or None, "words": model.mask_id}
     static = ask_with(compose(model, "quota", **engine))

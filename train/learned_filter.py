@@ -25,9 +25,7 @@ from paradec import config as configs
 from paradec import load, mesh, params
 from paradec.cli import ERR, cache_compilations, guarded
 from paradec.data import chain
-from paradec.data.lists import Lists
-from paradec.data.padded import Padded
-from paradec.data.sums import Sums
+from paradec.data.tasks import TASKS
 from paradec.errors import InputError
 from paradec.io.confidence_filter import TrainedFilter, save_filter
 from paradec.io.medusa import fingerprint
@@ -37,7 +35,6 @@ from paradec.lm import LanguageModel
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from paradec.prompts import read_prompts
 
-TASKS = {"padded": Padded, "sums": Sums, "lists": Lists}
 SEED = 3  # of the tasks' rows: 0 and 1 are those that train/masked.py reads, 2 those of infer/
 
 

@@ -27,9 +27,7 @@ from paradec import config as configs
 from paradec import mesh, params
 from paradec.cli import ERR, guarded
 from paradec.data import chain, text
-from paradec.data.lists import Lists
-from paradec.data.padded import Padded
-from paradec.data.sums import Sums
+from paradec.data.tasks import RAGGED, TASKS
 from paradec.errors import InputError
 from paradec.io.hf import save_hf
 from paradec.io.tokenizer import save_words
@@ -52,10 +50,6 @@ class Corpus(NamedTuple):
     length: int
     pack: int
     words: Sequence[str] = ()  # how tokens are written, where each is a word
-
-
-TASKS = {"lists": (Lists, True), "padded": (Padded, False), "sums": (Sums, False)}
-"""Sources by `data.kind`, and whether their rows are ragged."""
 
 
 def main(config: Masked) -> TrainState:
@@ -96,10 +90,12 @@ def main(config: Masked) -> TrainState:
 def read(data: Data) -> Corpus:
     """The data of a configuration, split. Raises `InputError` for files that are missing, damaged or too short."""
     if data.kind in TASKS:
-        make, ragged = TASKS[data.kind]
         some = {"operations": data.operations} if data.operations else {}
-        train, held = (make(data.items, rows=rows, seed=seed, **some) for rows, seed in ((1_000_000, 0), (2048, 1)))
-        return Corpus(train, held, train.vocab_size, train.length, train.length if ragged else 0, train.words)
+        train, held = (
+            TASKS[data.kind](data.items, rows=rows, seed=seed, **some) for rows, seed in ((1_000_000, 0), (2048, 1))
+        )
+        pack = train.length if data.kind in RAGGED else 0
+        return Corpus(train, held, train.vocab_size, train.length, pack, train.words)
     if not data.files:
         raise InputError("Name the text to learn from: --data.files FILE.")
     whole = text.read(data.files)
