@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,7 @@ from paradec.cli import main
 from paradec.decode import loop
 from paradec.errors import InputError, ResourceError, UnknownName
 from paradec.explain import Report, Request, compiler, explain, hlo
-from paradec.explain.child import environment
+from paradec.explain.child import ask
 from paradec.models.shapes import SHAPES, llama3_2_1b, llama3_8b, smollm2_135m
 from paradec.params import count
 
@@ -203,6 +201,19 @@ def test_every_method_exports_for_cuda_on_a_machine_without_it(name):
     assert "stablehlo.while" in exported.mlir_module()
 
 
+@pytest.mark.parametrize(
+    ("ending", "sentence", "starts"),
+    [("os.kill(os.getpid(), 9)", "status -9: it said", 2), ("sys.exit('Error: no')", "status 1: Error: no", 1)],
+)
+def test_a_process_that_dies_is_told_of(tmp_path, ending, sentence, starts):
+    """A killed one has a second chance."""
+    started = tmp_path / "started"
+    program = f"import os, sys; print('.', file=open({str(started)!r}, 'a'), flush=True); {ending}"
+    with pytest.raises(ResourceError, match=sentence):
+        ask(Request(), ("-c", program))
+    assert len(started.read_text().split()) == starts
+
+
 # With the real TPU compiler.
 
 needs_compiler = pytest.mark.skipif(not compiler.has_tpu_compiler(), reason="needs libtpu: pip install 'paradec[aot]'")
@@ -273,16 +284,8 @@ cache.cache_write = partial(cache.cache_write, implementation="scatter")
 from paradec.explain.child import main
 main()
 """
-    pod = {"target": "v5e:16x16", "mesh": [32, 8], "batch": 64, "slots": 8192}
-    request = {"method": "prompt_lookup", "model": "llama3-8b", "options": {"num_draft": 8}} | pod
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(request),
-        env=environment(Request(**request | {"mesh": (32, 8)})),
-        capture_output=True,
-        text=True,
-    )
-    report = Report.parse(json.loads(done.stdout))
+    pod = {"target": "v5e:16x16", "mesh": (32, 8), "batch": 64, "slots": 8192}
+    report = ask(Request("prompt_lookup", "llama3-8b", options={"num_draft": 8}, **pod), ("-c", program))
     assert {m.kind for m in report.moves} >= {"copy"} and report.memory.temporaries > 100 * MIB
 
 

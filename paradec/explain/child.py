@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from paradec import errors
 from paradec.errors import ParadecError, ResourceError
@@ -22,12 +23,19 @@ PATIENCE = 60.0
 """Seconds to wait for another process that has the TPU compiler's lock."""
 
 
-def ask(request: Request) -> Report:
-    """Have a request compiled in a process of its own."""
+def ask(request: Request, program: Sequence[str] = ("-m", "paradec.explain")) -> Report:
+    """Have a request compiled in a process of its own, ``program`` being what Python is to run there.
+
+    One that has to wait for the TPU compiler starts anew every five seconds, one that was killed a second time only.
+
+    Raises:
+        ResourceError: the compiler stayed taken, or its process ended without an answer.
+    """
     deadline = time.monotonic() + PATIENCE
+    killed = False
     while True:
         done = subprocess.run(
-            [sys.executable, "-m", "paradec.explain"],
+            [sys.executable, *program],
             input=json.dumps(dataclasses.asdict(request)),
             env=environment(request),
             capture_output=True,
@@ -35,12 +43,17 @@ def ask(request: Request) -> Report:
         )
         if done.stdout.strip():
             return _read(json.loads(done.stdout.strip().splitlines()[-1]))
-        if "libtpu_lockfile" not in done.stderr:
+        if "libtpu_lockfile" in done.stderr:
+            if time.monotonic() > deadline:
+                # libtpu's own message says to delete the file; its owner is alive, so do not.
+                raise ResourceError(
+                    "Another process is using the TPU compiler, which serves one at a time: wait for it."
+                )
+            time.sleep(5)
+        elif done.returncode >= 0 or killed:
             raise ResourceError(f"The compiling process ended with status {done.returncode}: {_why(done.stderr)}")
-        if time.monotonic() > deadline:
-            # libtpu's own message says to delete the file; its owner is alive, so do not.
-            raise ResourceError("Another process is using the TPU compiler, which serves one at a time: wait for it.")
-        time.sleep(5)
+        else:
+            killed = True
 
 
 def environment(request: Request) -> dict[str, str]:
