@@ -16,12 +16,12 @@ class Calls:
 
     task: Literal["padded", "sums", "lists", "files"] = "padded"
     """A task of train/masked.py, or JSONL files with a prompt, a question or turns in each line."""
-    items: int = 12
+    items: int = 8
     """As for train/masked.py."""
     files: tuple[Path, ...] = ()
     prompts: int = 4096
     """Prompts of the task; of each file, at most."""
-    new_tokens: int = 64
+    new_tokens: int = 32
     block: int = 8
     """Block length, for which alone the filter is good then."""
     along: tuple[str, ...] = ("oracle",)

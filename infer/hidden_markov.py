@@ -14,16 +14,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from paradec.cli import OUT, cache_compilations, guarded
-from paradec.decode import loop
-from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.unmasking.compose import compose
+from paradec.evals.answers import bare, filled
 from paradec.models.posterior import HiddenMarkov, random_chain
-from paradec.types import OPEN, Prompt
 
 RULES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "static": ("quota", {}),
@@ -80,11 +77,7 @@ def measured(run: Run, accuracy: float) -> Iterator[Calls]:
 
 def decoded(method: Any, chain: Any, length: int) -> tuple[np.ndarray, int]:
     """The text of one instance, and its calls."""
-    prompt = Prompt(token=jnp.zeros((1, 1), jnp.int32), length=jnp.zeros(1, jnp.int32))
-    state = loop.start(
-        method, {"target": chain}, prompt, jnp.full(1, length), row_keys(0, [0]), sampling(1), slots=length, chunk=8
-    )
-    state = loop.run(method, {"target": chain}, state, OPEN)
+    state = filled(method, chain, bare(1), np.full(1, length, np.int32), length)
     return np.asarray(state.tokens)[0], int(state.calls[0])
 
 

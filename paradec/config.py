@@ -20,6 +20,15 @@ def as_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=_plain))
 
 
+def kept(config: Any, *fields: str) -> dict[str, Any]:
+    """What of a configuration a checkpoint remembers and a second start must repeat: these fields, else all.
+
+    Never `run`, which says where a run lies and how often it saves.
+    """
+    everything = as_json(config)
+    return {name: everything[name] for name in fields or everything if name != "run"}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)

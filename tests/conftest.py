@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("tpu"))
 
 
-QUICK = ("decode", "learn", "models", "ops")
+QUICK = ("decode", "evals", "learn", "models", "ops")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -80,7 +80,7 @@ def fitted(
     look = loop.evaluator(config.plan, objective, None, chain.HeldOut(held, config.batch, watched.filter_batch))
     new = params.init(filter.specs(), key)
     state = loop.fit(
-        config.run, config.plan, objective, new, None, batches, key=key, config=kept_config(config), evaluate=look
+        config.run, config.plan, objective, new, None, batches, key=key, config=configs.kept(config), evaluate=look
     )
     return state.trainable
 
@@ -98,7 +98,7 @@ def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, sai
     }
     facts = {
         "base": config.model, "base_digest": fingerprint(lm.params), "command": " ".join(["python", *sys.argv]),
-        "config": kept_config(config), "metrics": metrics,
+        "config": configs.kept(config), "metrics": metrics,
     }  # fmt: skip
     path = config.run.out / "filter.safetensors"
     if jax.process_index() == 0:
@@ -108,11 +108,6 @@ def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, sai
     best = metrics["best_accuracy"]
     say(f"verdicts right at the best bar: {best['filter']:.4f}, of the confidence alone {best['threshold']:.4f}")
     return path
-
-
-def kept_config(config: LearnedFilter) -> dict[str, Any]:
-    """What a checkpoint remembers and a second start must repeat."""
-    return {name: value for name, value in configs.as_json(config).items() if name != "run"}
 
 
 def say(sentence: str) -> None:

@@ -59,8 +59,7 @@ def main(config: Lm) -> TrainState:
         model, weights = start(config, corpus, place)
         trainable, frozen = params.partition(weights, lora.trained if config.lora else lambda name: True)
         objective = NextToken(model, remat=config.remat)
-        kept = configs.as_json(config)
-        del kept["run"]
+        kept = configs.kept(config)
         held = chain.HeldOut(corpus.held, config.batch)
         rows = chain.batches(corpus.train, config.batch, seed=config.seed, pack=corpus.pack)
         state = loop.fit(

@@ -65,8 +65,7 @@ def main(config: Masked) -> TrainState:
         weights = params.init(model.specs(), key, params.shardings(model.specs(), place.mesh, place.rules))
         trainable, frozen = params.partition(weights, lambda name: True)
         objective = masked.Masked(model, config.noise)
-        kept = configs.as_json(config)
-        del kept["run"]
+        kept = configs.kept(config)
         held = chain.HeldOut(corpus.held, config.batch)
         state = loop.fit(
             config.run, config.plan, objective, trainable, frozen,

@@ -15,7 +15,6 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +115,7 @@ def first_stage(
     batches = chain.batches(train, config.batch, seed=config.seed, make=traces.head_batch)
     look = loop.evaluator(config.plan, objective, short, chain.HeldOut(held, config.batch, traces.head_batch))
     work = Work(tokens=config.batch * train[0]["token"].shape[0])
-    kept = kept_config(config, "text", "heads", "plan", "batch", "seed", "model", "dtype")
+    kept = configs.kept(config, "text", "heads", "plan", "batch", "seed", "model", "dtype")
     return loop.fit(
         config.run, config.plan, objective, new, short, batches, key=key, config=kept, evaluate=look, work=work
     ).trainable
@@ -142,7 +141,7 @@ def second_stage(
     )  # fmt: skip
     rows = chain.batches(texts(config)[0], joint.rows, seed=config.seed, pack=joint.length)
     run = dataclasses.replace(config.run, out=config.run.out / "joint")
-    kept = kept_config(config, "text", "heads", "joint", "plan", "seed", "model", "dtype")
+    kept = configs.kept(config, "text", "heads", "joint", "plan", "seed", "model", "dtype")
     state = loop.fit(
         run, plan, objective, {"base": trainable, "heads": weights},
         {"base": frozen, "heads": jax.tree.map(lambda x: None, weights), "short": short.token}, rows,
@@ -173,7 +172,7 @@ def export(config: Medusa, lm: LanguageModel, trained: Trained, right: np.ndarra
         "base": config.model,
         "base_digest": fingerprint(lm.params),
         "command": " ".join(["python", *sys.argv]),
-        "config": kept_config(config),
+        "config": configs.kept(config),
         "accuracy": np.round(right, 4).tolist(),
         "metrics": {"texts": texts, "tokens_per_call_expected": sizes},
     }
@@ -186,12 +185,6 @@ def export(config: Medusa, lm: LanguageModel, trained: Trained, right: np.ndarra
     say(f"{path}: top-1 accuracy of the heads " + ", ".join(f"{a:.3f}" for a in right[:, 0]))
     say("expected tokens per call by tree size " + ", ".join(f"{n}: {x}" for n, x in sizes.items()))
     return path
-
-
-def kept_config(config: Medusa, *fields: str) -> dict[str, Any]:
-    """What a checkpoint remembers and a second start must repeat; where it lies and how often is not part of it."""
-    everything = configs.as_json(config)
-    return {name: everything[name] for name in fields or everything if name != "run"}
 
 
 def say(sentence: str) -> None:

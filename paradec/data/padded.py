@@ -23,8 +23,8 @@ class Padded:
     """
 
     def __init__(
-        self, items: int = 12, symbols: int = 64, rows: int = 100_000, seed: int = 0,
-        operations: Sequence[str] = OPERATIONS, *, shortest: int = 4, longest: int = 48, answer: int = 64,
+        self, items: int = 8, symbols: int = 32, rows: int = 100_000, seed: int = 0,
+        operations: Sequence[str] = OPERATIONS, *, shortest: int = 4, longest: int = 24, answer: int = 32,
     ):  # fmt: skip
         unknown = [o for o in operations if o not in OPERATIONS]
         if unknown or not operations:

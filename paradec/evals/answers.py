@@ -76,10 +76,23 @@ def ask(
     for line, row, first in zip(token, rows, begin, strict=True):
         line[:first] = row["token"][:first]
     prompt = Prompt(token=jnp.asarray(token), length=jnp.asarray(begin))
-    keys, how = row_keys(seed, range(len(rows))), sampling(len(rows), temperature=temperature)
-    params = {"target": jax.device_put(weights)}
+    own = dict(temperature=temperature, seed=seed, rows=range(len(rows)))
+    return _answers(source, rows, begin, end, filled(method, jax.device_put(weights), prompt, end, slots, **own), eos)
+
+
+def filled(
+    method: Method, weights: PyTree, prompt: Prompt, end: Int[np.ndarray, "R"], slots: int, *,
+    temperature: float = 0.0, seed: int = 0, rows: Sequence[int] = (0,),
+) -> DecodeState:  # fmt: skip
+    """The finished decode of canvases up to `end`. A row draws from key (seed, its number in `rows`)."""
+    keys, how, params = row_keys(seed, rows), sampling(len(end), temperature=temperature), {"target": weights}
     state = loop.start(method, params, prompt, jnp.asarray(end), keys, how, slots=slots, chunk=16)
-    return _answers(source, rows, begin, end, loop.run(method, params, state, OPEN), eos)
+    return loop.run(method, params, state, OPEN)
+
+
+def bare(rows: int) -> Prompt:
+    """Prompts without a token, for denoisers that have been told everything in their parameters."""
+    return Prompt(token=jnp.zeros((rows, 1), jnp.int32), length=jnp.zeros(rows, jnp.int32))
 
 
 def _length(row: Row) -> int:

@@ -67,7 +67,7 @@ def test_sums_follow_from_one_another():
 def test_bad_input():
     with pytest.raises(InputError, match="There is no operation"):
         Padded(operations=["swap"])
-    for wrong in ({"symbols": 48}, {"answer": 48}, {"items": 3}, {"items": 49}):
+    for wrong in ({"symbols": 24}, {"answer": 24}, {"items": 3}, {"items": 25}):
         with pytest.raises(InputError, match="must rise"):
             Padded(**wrong)
     with pytest.raises(InputError, match="needs a digit"):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step
 
 TASK = Padded(items=4)
 BLOCK, NEW = 4, 12
-PROMPTS = [[1, 2, 3], [7], [5, 5, 9, 64], [66, 3, 1, 2], [65, 2]]
+PROMPTS = [[1, 2, 3], [7], [5, 5, 9, 32], [34, 3, 1, 2], [33, 2]]
 ASK = dict(block=BLOCK, max_new_tokens=NEW, batch_size=2)
 
 

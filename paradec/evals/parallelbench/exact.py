@@ -7,15 +7,12 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from paradec.decode import loop
-from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.unmasking.compose import compose
+from paradec.evals.answers import bare, filled
 from paradec.evals.parallelbench import theory
 from paradec.evals.sweeps import named, settings
-from paradec.types import OPEN, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +60,11 @@ def _measure(
 ) -> Point:  # fmt: skip
     model, texts = theory.table(operation, items)
     valid, length = {tuple(t) for t in np.asarray(texts.text).tolist()}, texts.text.shape[1]
-    prompt = Prompt(token=jnp.zeros((batch, 1), jnp.int32), length=jnp.zeros(batch, jnp.int32))
-    method, params = compose(model, names, options), {"target": texts}
+    method, end = compose(model, names, options), np.full(batch, length, np.int32)
     right = calls = made = 0
     for first in range(0, decodes, batch):
-        keys, how = row_keys(seed, range(first, first + batch)), sampling(batch, temperature=temperature)
-        state = loop.start(method, params, prompt, jnp.full(batch, length), keys, how, slots=length, chunk=8)
-        state = loop.run(method, params, state, OPEN)
+        rows = range(first, first + batch)
+        state = filled(method, texts, bare(batch), end, length, temperature=temperature, seed=seed, rows=rows)
         right += sum(tuple(text) in valid for text in np.asarray(state.tokens).tolist())
         calls, made = calls + int(state.calls.sum()), made + batch
     p = right / made
