@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORES := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
-# loadgroup keeps the TPU compiles on one worker (libtpu holds a lock); a crashed worker ends the run instead of hanging it. On a GPU: make test JAX_PLATFORMS=cuda
-PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n $(CORES) --dist loadgroup --max-worker-restart 0
+# A file is one worker's work: its tests share fixtures and compiled programs, and libtpu, which holds a lock, has one user.
+# A crashed worker ends the run instead of hanging it. On a GPU: make test JAX_PLATFORMS=cuda
+PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 NEED_NO_EXTRA := not oracle and not tpu
 
 .PHONY: help demo test test-all oracle tpu deep lint types check

@@ -87,7 +87,8 @@ def fitted(run: Run, source: Questions, static: Answers, eos: tuple[int, ...]) -
         for tau in (0.99, 0.96, 0.9, 0.7, 0.5):
             yield "learned_filter", "learned_filter", own | {"tau": tau}, {"block": trained.filter.length}
     for tau in (0.98, 0.95, 0.9, 0.6) if eos else ():
-        yield "ada_block", "threshold+ada_block", {"delimiter": eos, "threshold.tau": tau}, {"block": None}
+        ends = {"block": None, "eos": eos}
+        yield "ada_block, stops", "threshold+ada_block", {"delimiter": eos, "threshold.tau": tau}, ends
         yield "threshold, stops", "threshold", {"tau": tau}, {"eos": eos}
         yield "threshold, end of text", "threshold+end_of_text", {"threshold.tau": tau}, {"eos": eos}
 

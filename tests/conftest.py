@@ -70,18 +70,27 @@ if importlib.util.find_spec("beartype") and os.environ.get("PARADEC_TYPECHECK", 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("tpu"):
-            item.add_marker(pytest.mark.xdist_group("tpu"))
+    """Files with slow tests first: a file is one worker's work (`--dist loadfile`), and none should end it alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
-QUICK = ("decode", "evals", "learn", "models", "ops")
+OPTIMIZED = (
+    "oracle",
+    "test_cli.py",
+    "test_explain.py",
+    "test_shipped_heads.py",
+    "test_shipped_lists.py",
+    "test_smollm2.py",
+)
+"""Where real models run, or compiled programs are looked at."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The laws compile many tiny programs and run each for a moment: LLVM's optimisations would take most of it."""
-    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in QUICK)
+    """Other tests compile many tiny programs and run each for a moment: LLVM's optimisations would take most of it."""
+    quick = not {request.path.name, request.path.parent.name} & set(OPTIMIZED)
+    jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -220,7 +220,7 @@ needs_compiler = pytest.mark.skipif(not compiler.has_tpu_compiler(), reason="nee
 
 
 def tpu(test):
-    return pytest.mark.tpu(pytest.mark.xdist_group("tpu")(needs_compiler(test)))
+    return pytest.mark.tpu(needs_compiler(test))
 
 
 def in_place(report: Report, temporaries: int) -> None:

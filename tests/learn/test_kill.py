@@ -26,7 +26,8 @@ from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.step import Plan
 from paradec.testing import tiny_transformer
 
-STEPS, KILLS = 160, 20
+KILLS = 20 if "PARADEC_CASES" in os.environ else 8
+STEPS = 12 * KILLS
 
 
 class Ragged(Markov):
@@ -84,7 +85,8 @@ def count(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_no_bit(tmp_path):
+def test_kills_change_no_bit(tmp_path):
+    """At random moments, every other one inside a save. PARADEC_CASES: twenty kills."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     process = start(straight, str(STEPS))
     said = process.communicate(timeout=300)
@@ -102,15 +104,18 @@ def test_twenty_kills_change_no_bit(tmp_path):
                 break
             time.sleep(0.002)
         assert process.poll() is None, (kills, process.communicate())
-        time.sleep(rng.random() * 0.1)
-        saving += any((killed / "checkpoints").glob("*tmp*"))
+        half_written = lambda: any((killed / "checkpoints").glob("*tmp*"))
+        moment = time.monotonic() + (10 if kills % 2 else rng.random() * 0.1)
+        while time.monotonic() < moment and process.poll() is None and not (kills % 2 and half_written()):
+            time.sleep(0.0005)
+        saving += half_written()
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
     process = start(killed, str(STEPS))
     said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert saving, "no kill fell into a save"
+    assert saving >= KILLS // 4, f"only {saving} of {KILLS} kills fell into a save"
     assert metrics(killed) == wanted
     assert (killed / "final.json").read_text() == (straight / "final.json").read_text()
 
