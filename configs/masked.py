@@ -59,7 +59,7 @@ def lists() -> Masked:
 def padded() -> Masked:
     """Counting, repeating and sorting, with answers of 4 to 24 tokens that are padded with end-of-text to 32."""
     run = Run(out=Path("out/padded"), evaluate_every=500, save_every=500)
-    plan = dataclasses.replace(lists().plan, steps=6000, floor=0.02)
+    plan = dataclasses.replace(lists().plan, steps=1500, floor=0.02)
     return dataclasses.replace(lists(), data=Data(kind="padded", items=8), plan=plan, batch=64, run=run)
 
 
