@@ -90,7 +90,11 @@ def fitted(run: Run, source: Questions, static: Answers, eos: tuple[int, ...]) -
         ends = {"block": None, "eos": eos}
         yield "ada_block, stops", "threshold+ada_block", {"delimiter": eos, "threshold.tau": tau}, ends
         yield "threshold, stops", "threshold", {"tau": tau}, {"eos": eos}
-        yield "threshold, end of text", "threshold+end_of_text", {"threshold.tau": tau}, {"eos": eos}
+        for sure in (0.0, 0.9, 0.99):
+            bars = {"threshold.tau": tau, "end_of_text.tau": sure}
+            yield "threshold, end of text", "threshold+end_of_text", bars, {"eos": eos}
+            first = bars | {"end_of_text.leftmost": True}
+            yield "threshold, first end of text", "threshold+end_of_text", first, {"eos": eos}
 
 
 def show(best: Mapping[str, Trial | None]) -> None:
