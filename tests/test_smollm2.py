@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden" / "smollm2_greedy.json"
+from tests.golden.make_greedy import GOLDEN
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,7 @@ def golden():
     return rows
 
 
-@pytest.mark.parametrize("method", ["ar", "prompt_lookup"])
+@pytest.mark.parametrize("method", ["ar", pytest.param("prompt_lookup", marks=pytest.mark.slow)])
 def test_greedy_text_is_that_of_transformers(smollm2, golden, method):
     results = smollm2.generate([r["prompt"] for r in golden], method=method, max_new_tokens=32, batch_size=10)
     for row, result in zip(golden, results, strict=True):

@@ -15,6 +15,7 @@ import paradec
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+GOLDEN = HERE / "smollm2_greedy.json"
 NEW_TOKENS = 32
 MORE = (
     "List five rivers in Europe.",
@@ -61,7 +62,7 @@ def main() -> None:
     lm, texts = paradec.load("smollm2-135m"), prompts()
     rows = [{"prompt": t, "token_ids": ids} for t, ids in zip(texts, transformers_greedy(lm, texts), strict=True)]
     lines = ",\n".join(json.dumps(row) for row in rows)
-    (HERE / "smollm2_greedy.json").write_text(f"[\n{lines}\n]\n")
+    GOLDEN.write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

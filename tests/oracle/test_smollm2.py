@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.golden.make_greedy import prompts, transformers_greedy
+from tests.golden.make_greedy import GOLDEN, prompts, transformers_greedy
 
 pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch")
@@ -35,8 +37,7 @@ def test_logits(smollm2, tmp_path):
 
 
 def test_greedy_text(smollm2):
-    texts = prompts()
-    theirs = transformers_greedy(smollm2, texts)
-    ours = [list(r.token_ids) for r in smollm2.generate(texts, max_new_tokens=32, batch_size=10)]
-    assert len(texts) == 20
-    assert ours == theirs
+    """The stored texts, with which tests/test_smollm2.py compares ours, are what transformers says today."""
+    stored = json.loads(GOLDEN.read_text())
+    assert len(stored) == 20 and [row["prompt"] for row in stored] == prompts()
+    assert [row["token_ids"] for row in stored] == transformers_greedy(smollm2, prompts())
