@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import DRAFT, uniform
-from paradec.decode.trees import chain, last_token, trie
+from paradec.decode.trees import ChainSizes, chain, last_token, trie
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -23,7 +23,7 @@ def look(text: Int[Array, "B S"], position: Int[Array, "B K"]) -> Int[Array, "B 
 
 
 @struct.dataclass
-class Chain:
+class Chain(ChainSizes):
     """What the chain drafters share: `num_draft` tokens, no carry, no taps."""
 
     num_draft: int = struct.field(pytree_node=False)
@@ -33,14 +33,6 @@ class Chain:
     @property
     def depth(self) -> int:
         return self.num_draft
-
-    @property
-    def span(self) -> int:
-        return self.num_draft
-
-    @property
-    def nodes(self) -> int:
-        return self.num_draft + 1
 
     def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
         return ()

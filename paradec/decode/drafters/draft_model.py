@@ -9,12 +9,12 @@ from jaxtyping import Array, Int, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import DRAFT, NEXT, next_tokens, warp
-from paradec.decode.trees import chain, last_token
+from paradec.decode.trees import ChainSizes, chain, last_token
 from paradec.types import DecodeState, Model, Rows, Scored, Tree, Verdict
 
 
 @struct.dataclass
-class DraftModel:
+class DraftModel(ChainSizes):
     """`num_draft` tokens from another model, whose parameters are `params["draft"]`.
 
     It samples like the target. With `shared_noise` it uses the target's own noise, which makes equal laws draw equal
@@ -32,14 +32,6 @@ class DraftModel:
     @property
     def depth(self) -> int:
         return self.num_draft
-
-    @property
-    def span(self) -> int:
-        return self.num_draft
-
-    @property
-    def nodes(self) -> int:
-        return self.num_draft + 1
 
     @property
     def calls(self) -> int:

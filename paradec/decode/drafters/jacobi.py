@@ -8,7 +8,7 @@ from jaxtyping import Array, Int, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import DRAFT, uniform
-from paradec.decode.trees import chain
+from paradec.decode.trees import ChainSizes, chain
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -20,7 +20,7 @@ def text_tokens(state: DecodeState, position: Int[Array, "B W"]) -> Int32[Array,
 
 
 @struct.dataclass
-class Jacobi:
+class Jacobi(ChainSizes):
     """A sliding window of `window` guesses, each replaced by the target's choice of the call before.
 
     The fixed point of the iteration is the autoregressive text; every call commits the leading guesses that agree and
@@ -35,14 +35,6 @@ class Jacobi:
     @property
     def depth(self) -> int:
         return self.window
-
-    @property
-    def span(self) -> int:
-        return self.window
-
-    @property
-    def nodes(self) -> int:
-        return self.window + 1
 
     def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
         """The window, and whether it has been filled."""

@@ -7,12 +7,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
 from paradec import struct
-from paradec.decode.trees import chain
+from paradec.decode.trees import ChainSizes, chain
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
 @struct.dataclass
-class PromptLookup:
+class PromptLookup(ChainSizes):
     """Drafts what followed the most recent earlier occurrence of the text's suffix, the longest match first.
 
     The draft adapts: a match of fewer than `min_ngram` tokens drafts nothing, and a step in which no row drafts is a
@@ -32,14 +32,6 @@ class PromptLookup:
     @property
     def depth(self) -> int:
         return self.num_draft
-
-    @property
-    def span(self) -> int:
-        return self.num_draft
-
-    @property
-    def nodes(self) -> int:
-        return self.num_draft + 1
 
     @property
     def widths(self) -> tuple[int, ...]:
