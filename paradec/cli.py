@@ -239,6 +239,11 @@ def gather(prompt: str | None, path: Path | None, limit: int | None, bad: list[s
     return [prompt] if prompt is not None else read_prompts(path, lambda s: note(bad, s), limit)
 
 
+def say(sentence: str) -> None:
+    """On stderr, so that stdout holds results alone."""
+    ERR.print(sentence, markup=False, style="dim", soft_wrap=True)
+
+
 def note(bad: list[str], sentence: str) -> None:
     """Say what is wrong, and remember that something was."""
     bad.append(sentence)
@@ -314,7 +319,7 @@ def write(path: Path, text: str) -> None:
     from paradec.io import text_file
 
     text_file.write(path, text)
-    ERR.print(f"Wrote {path}", style="dim", markup=False)
+    say(f"Wrote {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.learned_filter import PRESETS, LearnedFilter
 from paradec import config as configs
 from paradec import load, mesh, params
-from paradec.cli import ERR, cache_compilations, guarded
+from paradec.cli import cache_compilations, guarded, say
 from paradec.data import chain
 from paradec.data.tasks import TASKS
 from paradec.errors import InputError
@@ -108,10 +108,6 @@ def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, sai
     best = metrics["best_accuracy"]
     say(f"verdicts right at the best bar: {best['filter']:.4f}, of the confidence alone {best['threshold']:.4f}")
     return path
-
-
-def say(sentence: str) -> None:
-    ERR.print(sentence, markup=False, style="dim", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.lm import PRESETS, Data, Lm
 from paradec import config as configs
 from paradec import load, mesh, params
-from paradec.cli import ERR, guarded
+from paradec.cli import guarded, say
 from paradec.data import chain, chats, text
 from paradec.data.synthetic import Markov
 from paradec.errors import InputError
@@ -150,7 +150,7 @@ def export(config: Lm, model: Transformer, weights: PyTree, corpus: Corpus, held
         save_hf(folder, model, jax.device_get(weights))
         facts = {"config": kept, "command": " ".join(["python", *sys.argv]), "metrics": last} | corpus.facts
         (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
-        ERR.print(f"{folder}: {said}", markup=False)
+        say(f"{folder}: {said}")
 
 
 if __name__ == "__main__":

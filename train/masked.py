@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ and tra
 from configs.masked import PRESETS, Data, Masked
 from paradec import config as configs
 from paradec import mesh, params
-from paradec.cli import ERR, guarded
+from paradec.cli import guarded, say
 from paradec.data import chain, text
 from paradec.data.tasks import RAGGED, TASKS
 from paradec.errors import InputError
@@ -82,7 +82,7 @@ def main(config: Masked) -> TrainState:
             save_words(folder, corpus.words)
         facts = {"config": kept, "command": " ".join(["python", *sys.argv])}
         (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
-        ERR.print(f"Wrote {folder}", markup=False)
+        say(f"Wrote {folder}")
     return state
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.medusa import PRESETS, Medusa
 from paradec import config as configs
 from paradec import load, mesh, params
-from paradec.cli import ERR, cache_compilations, guarded
+from paradec.cli import cache_compilations, guarded, say
 from paradec.data import chain
 from paradec.data.instructions import instructions, retold
 from paradec.io.hf import save_hf
@@ -185,10 +185,6 @@ def export(config: Medusa, lm: LanguageModel, trained: Trained, right: np.ndarra
     say(f"{path}: top-1 accuracy of the heads " + ", ".join(f"{a:.3f}" for a in right[:, 0]))
     say("expected tokens per call by tree size " + ", ".join(f"{n}: {x}" for n, x in sizes.items()))
     return path
-
-
-def say(sentence: str) -> None:
-    ERR.print(sentence, markup=False, style="dim", soft_wrap=True)
 
 
 if __name__ == "__main__":

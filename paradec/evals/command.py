@@ -88,8 +88,8 @@ def written(model: str, tasks: list[str], methods: list[str], limit: int, batch_
 def draw(points: list, png: Path | None) -> None:
     """Save the figure, if one was asked for."""
     if png is not None:
-        from paradec.cli import ERR
+        from paradec.cli import say
         from paradec.viz.trade_off import trade_off
 
         trade_off(points, png)
-        ERR.print(f"Wrote {png}", style="dim", markup=False)
+        say(f"Wrote {png}")
