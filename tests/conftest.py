@@ -6,6 +6,7 @@ that starts JAX processes of its own sets XLA_FLAGS itself. Anything the caller 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import pytest
+from jax._src import compiler  # jax has no public option for all compiles of a process
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -86,13 +88,48 @@ OPTIMIZED = (
 """Where real models run, or compiled programs are looked at."""
 
 
+PLAIN = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's older way to emit loops: half the time to compile (jaxlib 0.10)."""
+
+
 @pytest.fixture(autouse=True, scope="module")
-def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Other tests compile many tiny programs and run each for a moment: LLVM's optimisations would take most of it."""
-    quick = not {request.path.name, request.path.parent.name} & set(OPTIMIZED)
-    jax.config.update("jax_disable_most_optimizations", quick)
+def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Other tests compile many tiny programs and run each for a moment: optimisations would take most of it."""
+    quickly = not {request.path.name, request.path.parent.name} & set(OPTIMIZED)
+    _compile(quickly)
+    yield quickly
+    _compile(False)
+
+
+@pytest.fixture
+def compiled_as_users_do(_quick_compilation: bool) -> Iterator[None]:
+    """For what one test compiles anew."""
+    _compile(False)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    _compile(_quick_compilation)
+
+
+def _compile(quickly: bool) -> None:
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    if _default is not None:
+        compiler.get_compile_options = _plain if quickly and _plain_is_known() else _default
+
+
+_default: Any = getattr(compiler, "get_compile_options", None)
+
+
+def _plain(*args: Any, env_options_overrides: Any = None, **rest: Any) -> Any:
+    return _default(*args, env_options_overrides=PLAIN | dict(env_options_overrides or {}), **rest)
+
+
+@functools.cache
+def _plain_is_known() -> bool:
+    """Other releases of jaxlib may lack it."""
+    try:
+        jax.jit(lambda: 0, compiler_options=PLAIN).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -128,6 +128,7 @@ def test_a_canvas_keeps_its_cache_in_place():
     assert report.moves == () and {c.kind for c in report.collectives} <= {"all-reduce", "all-gather"}
 
 
+@pytest.mark.slow
 def test_two_streams_stay_on_their_devices():
     """A text's noisy and clean rows lie side by side: else every layer would send its keys to other devices."""
     report = explain(model="tiny", program="train", block=8, batch=8, slots=64, mesh=(4, 1), dtype="float32")

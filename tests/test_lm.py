@@ -107,6 +107,7 @@ def test_unknown_method_and_option(lm):
         lm.generate("y", method="jacobi", method_args={"windows": 3})
 
 
+@pytest.mark.slow
 def test_a_draft_model_may_be_the_first_layers(lm, plain):
     rows = lm.generate(
         PROMPTS, method="draft_model", method_args={"draft": "layers:1"}, max_new_tokens=20, batch_size=4

@@ -44,6 +44,7 @@ def main(port: str, rank: str) -> None:
     print(json.dumps(results))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_decode_what_one_does():
     with socket.socket() as s:

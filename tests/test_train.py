@@ -123,6 +123,7 @@ def test_heads_from_a_command_to_a_comparison(tmp_path, tiny, capsys):
     assert program("medusa").main(config).read_bytes() == written  # all stages are done already
 
 
+@pytest.mark.slow
 def test_a_diffusion_model_of_lists_is_trained_loaded_and_asked(tmp_path):
     """On eight devices; then the program that holds such models against theory."""
     data = masked_configs.Data(items=3)

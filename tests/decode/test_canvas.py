@@ -121,8 +121,8 @@ def test_the_block_cache_is_exact(layers, options):
 @pytest.mark.parametrize(
     ("cache", "shift"),
     [
-        ("dual", False), ("prefix", True), pytest.param("dual", True, marks=pytest.mark.slow),
-        pytest.param("prefix", False, marks=pytest.mark.slow),
+        ("dual", False), pytest.param("dual", True, marks=pytest.mark.slow),
+        *(pytest.param("prefix", shift, marks=pytest.mark.slow) for shift in (False, True)),
     ],
 )  # fmt: skip
 def test_caches_are_exact_for_one_layer_and_not_for_more(cache, shift):

@@ -64,7 +64,7 @@ CACHES = {
 }
 
 
-SLOW = ("prefix, free-running", "sub-block")
+SLOW = ("dual", "prefix, free-running", "sub-block")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CACHES])
@@ -108,13 +108,13 @@ MANY = pytest.mark.skipif("PARADEC_CASES" not in os.environ, reason="takes PARAD
 @pytest.mark.slow
 @pytest.mark.parametrize("names", RULES)
 @pytest.mark.parametrize("rows", [8, pytest.param(1, marks=MANY)])
+@pytest.mark.usefixtures("compiled_as_users_do")
 def test_random_cases(names, rows):
     """PARADEC_CASES of them for each rule, alone and in ragged batches: no text differs, no row takes more calls.
 
     Compiled as users compile: without optimisations, programs of other widths round otherwise, and one near tie in a
     thousand cases falls the other way.
     """
-    jax.config.update("jax_disable_most_optimizations", False)
     V, S, model = 12, 24, HiddenMarkov(12, parallel=False)
     rest = {} if "ada_block" in names else {"block": 8}
     plain = compose(model, names, RULES[names], **rest)

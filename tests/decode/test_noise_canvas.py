@@ -46,9 +46,9 @@ def noised(state):
     return state.replace(tokens=jnp.where(state.committed_at == OPEN, drawn.astype(jnp.int32), state.tokens))
 
 
-def method(names="threshold", **engine):
+def method():
     model, params = denoiser()
-    made = compose(model, names, {"tau": 0.2}, block=8, **engine)
+    made = compose(model, "threshold", {"tau": 0.2}, block=8)
     parts = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
     return FromNoise(**parts | {"target": Maskless(model)}), params
 
@@ -58,8 +58,8 @@ def test_a_row_alone_is_the_row_in_its_batch(temperature):
     m, params = method()
     together = decode(m, params, temperature=temperature)
     assert together.done.all() and (together.calls < LIMITS - LENGTHS).any()
+    every = prompts()
     for row in range(len(LENGTHS)):
-        every = prompts()
         prompt = Prompt(token=every.token[row : row + 1], length=every.length[row : row + 1])
         alone = decode(m, params, prompt, LIMITS[row : row + 1], temperature=temperature, key=row_keys(0, [row]))
         n = int(alone.length[0])
