@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from paradec.errors import InputError, ResourceError, UnknownName
@@ -193,3 +194,9 @@ def start(
             raise
         if asked or any(int(os.environ.get(size, 1)) > 1 for size in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
             raise InputError("Call paradec.mesh.start() first: jax has already started without the others.") from error
+
+
+def wait(where: str) -> None:
+    """Return when every process of the job has come here; `where` names the place in error messages."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from paradec import params
+from paradec import mesh, params
 from paradec.errors import InputError, ResourceError
 
 policies = ocp.training.preservation_policies
@@ -155,8 +155,7 @@ class Checkpoints:
             while (there := self.folder / f"{step}.damaged{number or ''}").exists():
                 number += 1
             here.rename(there)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+        mesh.wait(f"set aside {step}")
         self._orbax.reload()
 
     def _guard(self, call: Callable[[], Any]) -> None:

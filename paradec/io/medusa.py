@@ -86,7 +86,10 @@ def entries(heads: MedusaHeads) -> list[Entry]:
 
 
 def fingerprint(weights: Any) -> str:
-    """What tells one base model from another: a hash of its final norm, rounded to bfloat16, and of its sizes."""
+    """What tells one base model from another: a hash of its final norm, rounded to bfloat16, and of its sizes.
+
+    Quantisation leaves norms alone, so what was trained on a quantised copy serves the original, and the other way.
+    """
     norm = np.asarray(jax.device_get(weights.norm)).astype(jnp.bfloat16)
     shape = f"{weights.embed.shape} {weights.blocks.down.shape} ".encode()
     return hashlib.sha256(shape + norm.tobytes()).hexdigest()[:16]

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import safe_open
 
 from paradec import config as configs
+from paradec import mesh
 from paradec.errors import InputError, ResourceError
 from paradec.io import tensor_file, text_file
 from paradec.io.medusa import fingerprint
@@ -41,7 +42,8 @@ def record(
     """Decode `prompts` and keep, for each, its token ids, the new ones, and the call that settled each of those.
 
     Keyword arguments are those of `lm.Request`; `told(shards done, shards)` is called after every shard. Process p of
-    n writes every nth shard. Returns `folder`. Raises `InputError` where the folder holds another recording.
+    n writes every nth shard. Returns `folder`, when all have written. Raises `InputError` where the folder holds
+    another recording.
     """
     ask = Request(**request)
     claim(folder, lm, prompts, {"shard": shard, "request": configs.as_json(ask), "method_args": method_args or {}})
@@ -61,6 +63,7 @@ def record(
                     lines[row] = {"row": row, "prompt": encoded[row]} | new
             text_file.write(path, "".join(json.dumps(lines[row]) + "\n" for row in rows))
         told(number + 1, shards)
+    mesh.wait(f"recorded {folder.name}")
     return folder
 
 
@@ -96,11 +99,12 @@ def hidden_states(lm: LanguageModel, folder: Path, *, length: int = 256, ahead: 
     """The hidden states (after the final norm, bfloat16) of all records of a folder, computed once and kept there.
 
     Texts longer than `length` keep their end. A row of the result is what the model wrote itself, to be learned from,
-    and the `ahead` + 1 tokens before it, from which heads can guess its beginning.
+    and the `ahead` + 1 tokens before it, from which heads can guess its beginning. Process p of n computes every nth
+    shard's, and all return all of them.
     """
     run = jax.jit(lambda weights, token: lm.model.forward(weights, token).hidden.astype(jnp.bfloat16))
     kept = json.loads((folder / "recording.json").read_text())["request"]["max_new_tokens"] + ahead + 1
-    for path in sorted(folder.glob("[0-9]*.jsonl")):
+    for path in sorted(folder.glob("[0-9]*.jsonl"))[jax.process_index() :: jax.process_count()]:
         out = path.with_suffix(f".{length}.{ahead}.safetensors")
         if out.exists():
             continue
@@ -122,6 +126,7 @@ def hidden_states(lm: LanguageModel, folder: Path, *, length: int = 256, ahead: 
             columns["token"][row, :size] = ids[first : first + size]
             columns["learn"][row, mine - first : size] = True
         tensor_file.write(out, columns)
+    mesh.wait(f"hidden states of {folder.name}")
     return HiddenRows(sorted(folder.glob(f"[0-9]*.{length}.{ahead}.safetensors")))
 
 

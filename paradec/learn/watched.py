@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 from safetensors.numpy import load_file
 
 from paradec import config as configs
-from paradec import struct
+from paradec import mesh, struct
 from paradec.decode.canvas import Canvas, Select
 from paradec.decode.unmasking.compose import compose
 from paradec.decode.unmasking.learned_filter import observed, of_block
@@ -133,7 +133,7 @@ def record(
     `along` and `options` are `compose`'s rules and their options; the oracle's reference is filled in. The reference
     runs to the limit, the recorded decode to its end-of-text, behind which no filter is ever asked. Keyword arguments
     are those of `lm.Request`; process p of n writes every nth shard, and shards that are there are kept. Returns
-    `folder`. Raises `InputError` where the folder holds another recording.
+    `folder`, when all have written. Raises `InputError` where the folder holds another recording.
     """
     ask = Request(**request)
     encoded = [lm.encode(prompt, raw=ask.raw) for prompt in prompts]
@@ -149,6 +149,7 @@ def record(
             parts = [columns(walk.calls([encoded[row] for row in some], some), some) for some in batches]
             tensor_file.write(path, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
         told(number + 1, shards)
+    mesh.wait(f"recorded {folder.name}")
     return folder
 
 
