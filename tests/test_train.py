@@ -72,8 +72,9 @@ def test_adapters_are_trained_and_merged(tmp_path, tiny):
     before, after = (paradec.load(str(path)).params for path in (tiny, write_beside(tmp_path / "out" / "model", tiny)))
     np.testing.assert_array_equal(before.embed, after.embed)
     assert np.abs(before.blocks.qkv - after.blocks.qkv).max() > 1e-4
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[:8]]
-    assert losses[-1] < losses[0]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 8 and losses[-1] < losses[0]
     assert TEMPLATE and lora.trained("blocks/qkv/a")
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from jaxtyping import Array, Int, PyTree
 from paradec import config as configs
 from paradec import mesh, params
 from paradec.errors import Diverged, InputError, Stopped, check_fields
+from paradec.io import writers
 from paradec.io.checkpoint import Checkpoints
 from paradec.learn import step as steps
 from paradec.learn.report import Clock, Report, Work
@@ -44,11 +45,14 @@ class Run:
     """Checkpoints kept for their evaluation loss."""
     changed: bool = False
     """Go on although the configuration differs from the checkpoint's."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides metrics.jsonl (extra `log`)."""
 
     def __post_init__(self) -> None:
-        """Raise `InputError` for a number out of its range."""
+        """Raise `InputError` for a number out of its range, `ResourceError` for a log whose package is lacking."""
         least = {"save_every": 1, "evaluate_every": 0, "keep_last": 1, "keep_best": 0}
         check_fields(self, {name: (getattr(self, name) >= n, f"at least {n}") for name, n in least.items()})
+        writers.check(self.log)
 
 
 class Data(Protocol):
@@ -92,7 +96,7 @@ def fit(
         else:
             state, first = found.state, found.step
             _go_on(batches, found.position)
-        with Report(run.out / "metrics.jsonl", first, plan.steps, work) as report:
+        with writers.opened(run.out, run.log, first, config) as logs, Report(logs, first, plan.steps, work) as report:
             turn = _Turn(run, plan, objective, frozen, batches, dict(config), evaluate, kept, report, asked)
             return turn.all(state, first)
 

@@ -1,13 +1,11 @@
-"""What a run says: one line of JSON a step, and a bar with loss, tokens a second, utilisation and time left."""
+"""What a run says: one line a step to its writers, and a bar with loss, tokens a second, utilisation and time left."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paradec import chips
-from paradec.errors import ResourceError
+from paradec.io.writers import Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +38,20 @@ class Clock:
 
 
 class Report:
-    """The metrics of a run, on disk and on the terminal; process 0 alone speaks.
+    """The metrics of a run, written down and on the terminal; process 0 alone speaks.
 
-    `path` gets a line a step: `step`, the metrics, and under `time` the seconds since the line before (`turn`), for
-    input, dispatch and waiting for the device, and the tokens a second and utilisation that follow. Lines after step
-    `first` belong to a run that was killed, and are removed.
+    The writers get a line a step: `step`, the metrics, and under `time` the seconds since the line before (`turn`), for
+    input, dispatch and waiting for the device, and the tokens a second and utilisation that follow.
     """
 
-    def __init__(self, path: Path, first: int, last: int, work: Work):
-        self.work, self.first, self.last = work, first, last
+    def __init__(self, writers: Sequence[Writer], first: int, last: int, work: Work):
+        self.writers, self.work, self.first, self.last = writers, work, first, last
         self.primary = jax.process_index() == 0
         self.console = Console(stderr=True, highlight=False, quiet=not self.primary)
         self.chip, self.smooth, self.spoke = chips.here(), None, 0.0
         self.before = time.perf_counter()
-        self.path, self.file = path, None
 
     def __enter__(self) -> Report:
-        if self.primary:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                keep_until(self.path, self.first)
-                self.file = self.path.open("a", encoding="utf-8", buffering=1)
-            except OSError as error:
-                raise ResourceError(f"Cannot write {self.path}: {error}.") from error
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
         show = self.primary and self.console.is_terminal
         self.bar = Progress(*columns, console=self.console, disable=not show, refresh_per_second=4)
@@ -74,8 +63,6 @@ class Report:
 
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
-        if self.file is not None:
-            self.file.close()
 
     def step(self, n: int, values: Mapping[str, float], clock: Clock) -> None:
         """One step's metrics."""
@@ -119,25 +106,5 @@ class Report:
         return out
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.file is not None:
-            try:
-                self.file.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise ResourceError(f"Cannot write {self.path}: {error}. Is the disk full?") from error
-
-
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file after `step`, and whatever a kill left half-written."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-    half = path.with_suffix(".partial")
-    half.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    half.replace(path)
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        for writer in self.writers:
+            writer.line(line)
