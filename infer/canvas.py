@@ -290,10 +290,9 @@ def subject(run: Run, folder: Path | None, causal: bool) -> tuple[BlockDiffusion
         model = BlockDiffusion(base, mask_id=base.vocab_size - 1, block=8 if causal else 0)
         return model, weights, Prompt(token=jnp.asarray(token, jnp.int32), length=length)
     model, weights = load_hf(folder)
-    if bool(model.block) != causal:
-        raise InputError(
-            f"{folder} is {'' if model.block else 'not '}block-causal; exchange --model and --block-model."
-        )
+    if not isinstance(model, BlockDiffusion) or bool(model.block) != causal:
+        kinds = "--model takes a diffusion model that sees everything, and --block-model one that works in blocks"
+        raise InputError(f"{kinds}; {folder} is another.")
     data = json.loads((folder / "training.json").read_text())["config"]["data"]
     if data["kind"] != "text":
         raise InputError(f"{folder} was not trained on text, whose last part would be the prompts; take one that was.")

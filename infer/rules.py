@@ -56,7 +56,7 @@ def main(run: Run) -> int:
     static = ask_with(compose(model, "quota", **engine))
     trials = [Trial.of(run.task, "static", "", static, static)]
     for rule, names, options, more in [*swept(run, source), *fitted(run, source, static, eos)]:
-        answers = ask_with(compose(model, names, options, **engine | more))
+        answers = ask_with(compose(model, names, options, **engine | dict(more)))
         trials.append(Trial.of(run.task, rule, named(options), answers, static))
         ERR.print(rule, named(options), f"{trials[-1].calls:.2f} calls, {trials[-1].accuracy:.3f}", markup=False)
     write(run.out, json.dumps([dataclasses.asdict(t) for t in trials], indent=1))

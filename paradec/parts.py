@@ -62,7 +62,7 @@ def _first_layers(lm: LanguageModel, count: str) -> Part:
     return Part(model, lm.params.replace(blocks=jax.tree.map(lambda x: x[:n], lm.params.blocks)))
 
 
-def heads(lm: LanguageModel, given: str | Trained | None) -> Part | None:
+def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Part | None:
     """Medusa heads: a file, heads in memory, or by default those that paradec ships for this model, if any.
 
     Heads without a tree get Medusa's published one for 7B models, as far as there are heads for it. Raises

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import paradec
+from configs import learned_filter as filter_configs
 from configs import lm as lm_configs
 from configs import masked as masked_configs
 from configs import medusa as medusa_configs
@@ -122,6 +123,14 @@ def test_heads_from_a_command_to_a_comparison(tmp_path, tiny, capsys):
     assert [r.token_ids for r in plain] == [r.token_ids for r in drafted]
     written = path.read_bytes()
     assert program("medusa").main(config).read_bytes() == written  # all stages are done already
+
+
+def test_a_base_of_the_other_kind(tmp_path, tiny):
+    with pytest.raises(InputError, match="continues no text"):
+        program("lm").main(small(lm_configs.tiny(), tmp_path, base="lists"))
+    config = dataclasses.replace(filter_configs.PRESETS["sums"][1], model=tiny, run=Run(out=tmp_path))
+    with pytest.raises(InputError, match="quota fills a canvas, and a Transformer continues a text"):
+        program("learned_filter").main(config)
 
 
 @pytest.mark.slow

@@ -103,6 +103,8 @@ def start(config: Lm, corpus: Corpus, place: mesh.Placement) -> tuple[Transforme
     if config.base:
         lm = load(config.base)
         model = lm.model
+        if not isinstance(model, Transformer):
+            raise InputError(f"{config.base} continues no text, so it has no next token to learn; see train/masked.py.")
         if corpus.vocab_size > model.vocab_size:
             raise InputError(
                 f"The tokenizer of {config.data.tokens} has {corpus.vocab_size} tokens and {config.base} only "

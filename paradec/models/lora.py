@@ -75,7 +75,7 @@ def adapt(
         if spec.dense is None or not pick(name):
             return weight
         names.append(name)
-        stack, (side, other) = spec.shape[: spec.dense[0]], _sides(spec)
+        stack, (side, other) = spec.shape[: spec.dense[0]], _sides(spec.shape, *spec.dense)
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         a = side**-0.5 * jax.random.normal(own, (*stack, side, rank), jnp.float32)
         return Adapted(weight=weight, a=a, b=jnp.zeros((*stack, rank, other), jnp.float32), scale=scale)
@@ -91,7 +91,6 @@ def trained(name: str) -> bool:
     return name.endswith(("/a", "/b"))
 
 
-def _sides(spec: Spec) -> tuple[int, int]:
-    stacked, inputs = spec.dense
+def _sides(shape: tuple[int, ...], stacked: int, inputs: int) -> tuple[int, int]:
     first = stacked + inputs
-    return math.prod(spec.shape[stacked:first]), math.prod(spec.shape[first:])
+    return math.prod(shape[stacked:first]), math.prod(shape[first:])

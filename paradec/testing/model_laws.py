@@ -132,9 +132,8 @@ def pending(model: Model, params: PyTree, token: Int[Array, "B T"], parent: Int[
     if parent is not None:
         for b, n in np.ndindex(B, N):
             depth[b, n] = 0 if parent[b, n] == n else depth[b, parent[b, n]] + 1
-        parent = jnp.asarray(parent)
     cache = prefill(model, params, token, T - N - jnp.arange(B) % 3)
-    rows = Rows(token=token[:, -N:], depth=jnp.asarray(depth), parent=parent)
+    rows = Rows(token=token[:, -N:], depth=jnp.asarray(depth), parent=None if parent is None else jnp.asarray(parent))
     whole, once = jax.jit(model.extend)(params, cache, rows)
     logits, delta = in_parts(model, params, cache, rows, (2, 3))
     apart = float(jnp.abs(logits - whole.logits).max())

@@ -115,8 +115,11 @@ def compose(
     "threshold.tau" where several parts have one. `block` is the block length: None is the model's own, or the whole
     answer; `cache` one of "none", "dual", "prefix", "block", "sub_block" (see `decode.canvas_cache`), and `wait` says
     whether rows wait for each other at block borders under it; `ends`, `tempered` and `words` are `Canvas`' own.
-    Raises `UnknownName` for a part or an option that does not exist, `InputError` for parts that do not go together.
+    Raises `UnknownName` for a part or an option that does not exist, `InputError` for parts that do not go together,
+    or a model that fills no canvas.
     """
+    if not hasattr(target, "mask_id"):
+        raise InputError(f"{names} fills a canvas, and a {type(target).__name__} continues a text; give a Denoiser.")
     chosen = _parts(names)
     _check_names(chosen.values(), options or {})
     made = {slot: _make(part, _own(part, chosen, options or {}, eos)) for slot, part in chosen.items()}

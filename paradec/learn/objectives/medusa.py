@@ -161,5 +161,5 @@ def accuracy(
 ) -> np.ndarray:
     """How often guess r of head k is right over all of `batches`: float64 "Q R"."""
     sums = [jax.device_get(calibrate(heads, weights, short, batch, ranks)) for batch in batches]
-    hits, counts = (np.sum([pair[i] for pair in sums], axis=0, dtype=np.float64) for i in (0, 1))
+    hits, counts = (np.stack(parts).sum(axis=0, dtype=np.float64) for parts in zip(*sums, strict=True))
     return hits / np.maximum(counts[:, None], 1)
