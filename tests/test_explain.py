@@ -115,6 +115,14 @@ def test_work_is_counted_from_shapes(on_cpu):
     assert on_cpu.counted.flops == 2 * 5 * ((dense / 2 + norms) * 2 + kept * 2)  # two rows; two queries a head
 
 
+def test_heads_read_the_list_they_choose_from():
+    ask = dict(model="tiny", slots=256, dtype="float32", num_draft=3)
+    whole, short = (explain("medusa", **ask, short_list=n) for n in (0, 16))
+    assert whole.counted.weights - short.counted.weights == 4 * (96 - 16) * 32
+    assert whole.counted.flops - short.counted.flops == 2 * 4 * (96 - 16) * 32
+    assert whole.fits and short.memory.arguments > whole.memory.arguments and short.moves == ()
+
+
 def test_a_report_survives_json(on_cpu):
     fields = json.loads(json.dumps(on_cpu.public()))
     assert fields["fits"] is True
@@ -167,6 +175,7 @@ def test_the_command_prints_a_table_or_json(capsys):
         ({"batch": 3, "mesh": (2, 1)}, InputError, "3 rows does not split"),
         ({"slots": 0}, InputError, "at least 1"),
         ({"block": 3}, InputError, "2048 slots do not split into blocks of 3"),
+        ({"short_list": -1}, InputError, "-1 was given"),
         ({"program": "serve"}, UnknownName, "decode, train"),
         ({"model": "tiny2"}, InputError, "Did you mean 'tiny'"),  # found out in the other process
         ({"nodraft": 1}, InputError, "nodraft"),
@@ -234,10 +243,14 @@ def in_place(report: Report, temporaries: int) -> None:
 
 @tpu
 @pytest.mark.parametrize(
-    ("target", "method"), [("v5e:1x1", "ar"), ("v5e:1x1", "prompt_lookup"), ("v6e:1x1", "ar"), ("v5p:1x1x1", "ar")]
-)
-def test_a_step_compiles_for_every_chip(target, method):
-    report = explain(method, "smollm2-135m", target=target, batch=8, slots=2048)
+    ("target", "method", "options"),
+    [
+        ("v5e:1x1", "ar", {}), ("v5e:1x1", "prompt_lookup", {}), ("v6e:1x1", "ar", {}), ("v5p:1x1x1", "ar", {}),
+        ("v5e:1x1", "medusa", {"num_draft": 15, "short_list": 4096}),
+    ],
+)  # fmt: skip
+def test_a_step_compiles_for_every_chip(target, method, options):
+    report = explain(method, "smollm2-135m", target=target, batch=8, slots=2048, **options)
     in_place(report, temporaries=90 * MIB)  # of them 54 the tied embedding, laid out anew for the lookup
     assert report.collectives == ()
     assert 0 < report.floor_seconds < 0.002

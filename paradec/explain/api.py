@@ -26,6 +26,7 @@ def explain(
     mesh: tuple[int, int] = (1, 1),
     dtype: str = "bfloat16",
     block: int = 0,
+    short_list: int = 0,
     draft: str | Transformer | None = None,
     **options: Any,
 ) -> Report:
@@ -36,10 +37,11 @@ def explain(
     with a block cache unless `cache` says otherwise, and training is of two streams. `model` is a name of
     `models.shapes` or any Transformer; `target` is "cpu" or a TPU topology such as "v5e:16x16"; `mesh` is (data,
     model): rows over data, heads and widths over model. `slots` are cache slots of a row, or its tokens in training.
-    `options` are the method's. Raises `ResourceError` where the TPU compiler is not installed.
+    Medusa's heads choose from `short_list` tokens, or from all (0). `options` are the method's. Raises `ResourceError`
+    where the TPU compiler is not installed.
     """
     structures = {"model": _plain(model), "draft": _plain(draft)}
-    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block}
+    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block, "short_list": short_list}
     return ask(Request(method, program=program, target=target, options=options, **structures, **sizes))
 
 
@@ -57,6 +59,7 @@ def command(
     mesh: Annotated[tuple[int, int], tyro.conf.arg(help="Devices over rows, and over heads and widths.")] = (1, 1),
     dtype: str = "bfloat16",
     block: Annotated[int, tyro.conf.arg(help="Blocks of a diffusion model; --method is then a rule. 0: none.")] = 0,
+    short_list: Annotated[int, tyro.conf.arg(help="Tokens that draft heads choose from; 0: all.")] = 0,
     method_arg: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -68,7 +71,7 @@ def command(
     from paradec import catalog
 
     options = catalog.parse(method, method_arg)
-    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block}
+    sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block, "short_list": short_list}
     report = explain(method, model, program=program, target=target, **sizes, **options)
     if as_json:
         print(json.dumps(report.public(), indent=1))

@@ -76,7 +76,7 @@ def build(request: Request, place: mesh.Placement) -> Program:
         given["heads"] = models["heads"], MC_SIM_7B_63
     # Abstract too: on the mesh of a machine that is not here, the smallest array cannot be made.
     method = jax.eval_shape(lambda: catalog.build(request.method, target, (0,), **given, **request.options))
-    return decode_step(method, models, request.batch, request.slots, place)
+    return decode_step(method, models, request.batch, request.slots, place, request.short_list)
 
 
 def _diffusion(request: Request, base: Transformer, place: mesh.Placement) -> Program:

@@ -23,7 +23,7 @@ from paradec.learn.loop import abstract_state
 from paradec.learn.step import Plan, TrainState
 from paradec.mesh import Placement
 from paradec.models.block_diffusion import BlockDiffusion
-from paradec.models.heads import DraftHeads
+from paradec.models.heads import DraftHeads, ShortList
 from paradec.models.transformer import Transformer
 from paradec.types import DecodeState, Prompt, TextBatch
 
@@ -38,14 +38,18 @@ class Program:
     caches: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()  # (shape on one device, whole shape)
 
 
-def decode_step(method: Any, models: dict[str, Any], batch: int, slots: int, place: Placement) -> Program:
+def decode_step(
+    method: Any, models: dict[str, Any], batch: int, slots: int, place: Placement, short_list: int = 0
+) -> Program:
     """One `step` of a method whose parameters are those of `models`; the state is donated, as in `loop.run`.
 
-    Of a canvas it is `loop.run` itself, because its step branches over the cache.
+    Draft heads choose from `short_list` tokens, or from all of them (0). Of a canvas it is `loop.run` itself, because
+    its step branches over the cache.
     """
     weights = {name: _weights(model, place) for name, model in models.items()}
     if "heads" in weights:
-        weights["heads"] = DraftHeads(weights["heads"])
+        short = _short_list(weights["target"].embed, short_list, place) if short_list else None
+        weights["heads"] = DraftHeads(weights["heads"], short)
     state = _state(method, weights, batch, slots, place)
     whole = NamedSharding(place.mesh, PartitionSpec())
     method = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), method)
@@ -119,6 +123,12 @@ def _weights(model: Any, place: Placement) -> PyTree:
     return params.abstract(specs, params.shardings(specs, place.mesh, place.rules))
 
 
+def _short_list(embed: jax.ShapeDtypeStruct, size: int, place: Placement) -> ShortList:
+    whole = NamedSharding(place.mesh, PartitionSpec())
+    lay = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+    return ShortList(token=lay((size,), jnp.int32), table=lay((size, embed.shape[1]), embed.dtype))
+
+
 def _state(method: Any, weights: PyTree, batch: int, slots: int, place: Placement) -> DecodeState:
     """The abstract state of `batch` rows whose target cache has `slots` slots, laid out as `loop.start` would."""
     canvas = slots if isinstance(method, Canvas) else max(slots - method.drafter.nodes, 2)
@@ -156,9 +166,10 @@ def _count_step(method: Any, models: dict[str, Any], weights: PyTree, state: Dec
         uses["target"] = state.cache, method.drafter.nodes, 1
         uses["draft"] = state.carry, 1, getattr(method.drafter, "calls", 0)
     flops = read = cached = 0.0
-    if "heads" in models:  # each reads one row's hidden state, through its layers and the base's vocabulary head
-        heads, table = models["heads"], weights["target"].embed
-        own, shared = sum(math.prod(_local(x)) for x in jax.tree.leaves(weights["heads"])), math.prod(_local(table))
+    if "heads" in models:  # each reads one row's hidden state, through its layers and the list it chooses from
+        heads, own = models["heads"], weights["heads"]
+        table = weights["target"].embed if own.short is None else own.short.table
+        own, shared = sum(math.prod(_local(x)) for x in jax.tree.leaves(own.weights)), math.prod(_local(table))
         flops += 2 * rows * (own + heads.num_heads * shared)
         read += (own + shared) * table.dtype.itemsize
     for name, model in models.items():

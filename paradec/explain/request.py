@@ -27,6 +27,7 @@ class Request:
     dtype: str = "bfloat16"
     block: int = 0  # above 0 the model is a block-diffusion denoiser with blocks of so many, and the method a rule
     draft: str | dict[str, Any] | None = None
+    short_list: int = 0  # tokens that draft heads choose from; 0: all
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -41,6 +42,8 @@ class Request:
                 raise InputError(f"{self.target} has {self.chips} chips, not {data} × {model}.")
         if min(self.batch, self.slots, data, model) < 1:
             raise InputError("batch, slots and both sides of the mesh must be at least 1.")
+        if self.short_list < 0:
+            raise InputError(f"short_list is a number of tokens, or 0 for all; {self.short_list} was given.")
         if self.block < 0 or (self.block and self.slots % self.block):
             raise InputError(f"{self.slots} slots do not split into blocks of {self.block}; block 0 is no diffusion.")
         if self.batch % data:
