@@ -30,7 +30,7 @@ def explain(
     draft: str | Transformer | None = None,
     **options: Any,
 ) -> Report:
-    """Compile one decode step of a method for a target that need not be here, and report its cost.
+    """Compile a method's decode for a target that need not be here, and report what one step of it costs.
 
     `program` "train" compiles one training step instead (AdamW, float32 masters), with weights and moments split over
     both axes of the mesh. `block` above 0 makes the model a block-diffusion denoiser: `method` is an unmasking rule,
@@ -127,7 +127,8 @@ def _collectives(report: Report, most: int = 12) -> RenderableType:
         return "No collectives."
     table = Table("collective", "result", "KiB", "places", "", box=None)
     for c in report.collectives[:most]:
-        notes = [note for note, true in (("in a loop", c.in_loop), ("overlapped", c.overlapped)) if true]
+        around = ("in no loop", "in a loop", "in a loop of a loop")[min(c.loops, 2)]
+        notes = [around, *["overlapped"] * c.overlapped]
         table.add_row(c.kind, c.shape, f"{c.bytes / 1024:,.1f}", str(c.count), ", ".join(notes))
     if rest := report.collectives[most:]:
         places = str(sum(c.count for c in rest))

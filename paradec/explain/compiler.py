@@ -16,7 +16,7 @@ from paradec import catalog, mesh
 from paradec.decode.unmasking.compose import ENGINE, compose
 from paradec.errors import InputError, ResourceError
 from paradec.explain import hlo
-from paradec.explain.programs import Program, decode_step, training_step
+from paradec.explain.programs import Program, decode_loop, training_step
 from paradec.explain.request import Cost, Memory, Report, Request
 from paradec.learn.objectives.masked import Masked, Noise
 from paradec.learn.objectives.next_token import NextToken
@@ -76,7 +76,7 @@ def build(request: Request, place: mesh.Placement) -> Program:
         given["heads"] = models["heads"], MC_SIM_7B_63
     # Abstract too: on the mesh of a machine that is not here, the smallest array cannot be made.
     method = jax.eval_shape(lambda: catalog.build(request.method, target, (0,), **given, **request.options))
-    return decode_step(method, models, request.batch, request.slots, place, request.short_list)
+    return decode_loop(method, models, request.batch, request.slots, place, request.short_list)
 
 
 def _diffusion(request: Request, base: Transformer, place: mesh.Placement) -> Program:
@@ -87,7 +87,7 @@ def _diffusion(request: Request, base: Transformer, place: mesh.Placement) -> Pr
     parts = {name: value for name, value in request.options.items() if name not in ENGINE}
     engine = {"cache": "block"} | {name: value for name, value in request.options.items() if name in ENGINE}
     method = jax.eval_shape(lambda: compose(model, request.method, parts, eos=(0,), **engine))
-    return decode_step(method, {"target": model}, request.batch, request.slots, place)
+    return decode_loop(method, {"target": model}, request.batch, request.slots, place)
 
 
 def structure(model: str | dict[str, Any], dtype: str) -> Transformer:

@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
@@ -38,7 +38,7 @@ class Collective:
     shape: str
     bytes: int
     count: int  # places in the program; one inside a loop body runs at every turn
-    in_loop: bool
+    loops: int  # how many loops are around it
     overlapped: bool  # asynchronous: started, and finished later
 
 
@@ -49,7 +49,7 @@ class Move:
     kind: str
     shape: str
     count: int
-    in_loop: bool
+    loops: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Instruction:
 
 
 class Module:
-    """The instructions of every computation, and which computations run inside a loop."""
+    """The instructions of every computation, and how many loops each computation runs in."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = defaultdict(list)
@@ -81,21 +81,22 @@ class Module:
                 for branches in _BRANCHES.findall(rest):
                     calls[here].update(name.strip().lstrip("%") for name in branches.split(","))
                 bodies.update(_BODY.findall(rest))
-        self.loops = _closure(bodies, calls)
+        self.loops = _nesting(calls, bodies)
 
     def __iter__(self) -> Iterator[tuple[str, Instruction]]:
         return ((name, i) for name, instructions in self.computations.items() for i in instructions)
 
 
-def _closure(start: Iterable[str], calls: dict[str, set[str]]) -> set[str]:
-    reached: set[str] = set()
-    todo = list(start)
+def _nesting(calls: Mapping[str, set[str]], bodies: set[str]) -> Counter[str]:
+    """The most loops around each computation; 0, and left out, where there is none. Calls never go in circles."""
+    found: Counter[str] = Counter()
+    todo = [(name, 1) for name in bodies]
     while todo:
-        name = todo.pop()
-        if name not in reached:
-            reached.add(name)
-            todo.extend(calls[name])
-    return reached
+        name, loops = todo.pop()
+        if loops > found[name]:
+            found[name] = loops
+            todo.extend((called, loops + (called in bodies)) for called in calls.get(name, ()))
+    return found
 
 
 def written(array: tuple[str, tuple[int, ...]]) -> str:
@@ -110,7 +111,7 @@ def nbytes(array: tuple[str, tuple[int, ...]]) -> int:
 
 def collectives(module: Module) -> tuple[Collective, ...]:
     """Every collective once, asynchronous ones where they start; largest first."""
-    found: Counter[tuple[str, str, int, bool, bool]] = Counter()
+    found: Counter[tuple[str, str, int, int, bool]] = Counter()
     for name, instructions in module.computations.items():
         targets = {t for i in instructions for t in re.findall(r'custom_call_target="(\w+)"', i.rest)}
         if name.startswith("async_collective_fusion") or "AsyncCollectiveDone" in targets:
@@ -124,8 +125,8 @@ def collectives(module: Module) -> tuple[Collective, ...]:
                 kind, made = "reduce-scatter", instructions[-1].arrays
             overlapped = i.opcode.endswith("-start") or "AsyncCollectiveStart" in targets
             shapes = " ".join(map(written, made))
-            found[kind, shapes, sum(map(nbytes, made)), name in module.loops, overlapped] += 1
-    rows = [Collective(k, s, b, n, loop, late) for (k, s, b, loop, late), n in found.items()]
+            found[kind, shapes, sum(map(nbytes, made)), module.loops[name], overlapped] += 1
+    rows = [Collective(k, s, b, n, loops, late) for (k, s, b, loops, late), n in found.items()]
     return tuple(sorted(rows, key=lambda c: (-c.bytes * c.count, c.kind, c.shape)))
 
 
@@ -135,13 +136,13 @@ def moves(module: Module, caches: Iterable[tuple[tuple[int, ...], tuple[int, ...
     `caches` are pairs (shape on one device, whole shape); a gather over one axis of the mesh makes a mixture of both.
     """
     shapes = {key for local, whole in caches for key in map(_key, itertools.product(*zip(local, whole, strict=True)))}
-    found: Counter[tuple[str, str, bool]] = Counter()
+    found: Counter[tuple[str, str, int]] = Counter()
     for name, i in module:
         kind = i.opcode.removesuffix("-start")
         if kind in (*MOVES, *COLLECTIVES):
             for array in {a for a in i.arrays if _key(a[1]) in shapes}:
-                found[kind, written(array), name in module.loops] += 1
-    return tuple(Move(kind, shape, n, loop) for (kind, shape, loop), n in sorted(found.items()))
+                found[kind, written(array), module.loops[name]] += 1
+    return tuple(Move(kind, shape, n, loops) for (kind, shape, loops), n in sorted(found.items()))
 
 
 def _key(shape: tuple[int, ...]) -> tuple[int, ...]:

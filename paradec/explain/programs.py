@@ -38,13 +38,13 @@ class Program:
     caches: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()  # (shape on one device, whole shape)
 
 
-def decode_step(
+def decode_loop(
     method: Any, models: dict[str, Any], batch: int, slots: int, place: Placement, short_list: int = 0
 ) -> Program:
-    """One `step` of a method whose parameters are those of `models`; the state is donated, as in `loop.run`.
+    """`loop.run` of a method whose parameters are those of `models`: the loop of its steps, for a step alone may keep
+    its cache in place where the loop does not. Counted is one step.
 
-    Draft heads choose from `short_list` tokens, or from all of them (0). Of a canvas it is `loop.run` itself, because
-    its step branches over the cache.
+    Draft heads choose from `short_list` tokens, or from all of them (0).
     """
     weights = {name: _weights(model, place) for name, model in models.items()}
     if "heads" in weights:
@@ -53,17 +53,9 @@ def decode_step(
     state = _state(method, weights, batch, slots, place)
     whole = NamedSharding(place.mesh, PartitionSpec())
     method = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), method)
-
-    def step(method: Any, weights: PyTree, state: DecodeState) -> DecodeState:
-        return method.step(weights, state)
-
-    out = jax.tree.map(lambda x: x.sharding, state)
-    function, arguments = jax.jit(step, donate_argnums=2, out_shardings=out), (method, weights, state)
-    if isinstance(method, Canvas):
-        function, arguments = loop.run, (*arguments, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole))
     return Program(
-        function=function,
-        arguments=arguments,
+        function=loop.run,
+        arguments=(method, weights, state, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)),
         counted=_count_step(method, models, weights, state),
         caches=tuple({(_local(x), x.shape) for cache in _caches(state) for x in jax.tree.leaves(cache) if x.ndim > 1}),
     )

@@ -19,7 +19,7 @@ class Request:
 
     method: str = "ar"
     model: str | dict[str, Any] = "smollm2-135m"
-    program: str = "decode"  # one step of the method; or "train", one step of training
+    program: str = "decode"  # the loop of the method's steps; or "train", one step of training
     target: str = "cpu"  # or a TPU topology: "v5e:1x1", "v5e:16x16", "v6e:…", "v5p:2x2x1", …
     batch: int = 1  # rows, over all devices
     slots: int = 2048  # cache slots of a row; tokens of a row where program is "train"

@@ -52,7 +52,10 @@ def _window(buffer: Array, new: Array, start: Array, count: Array) -> Array:
         fresh = lax.dynamic_slice_in_dim(new, b, 1, axis=1)
         return lax.dynamic_update_slice(buffer, jnp.where(i < count[b], fresh, old), at)
 
-    return lax.fori_loop(0, B, row, buffer)
+    # As many turns as there may be writers, which no compiler knows: the loop of a single row would be unrolled, and on
+    # TPU the cache then copied after all.
+    writers = jnp.max(jnp.where(count > 0, lax.iota(jnp.int32, B) + 1, 0))
+    return lax.fori_loop(0, writers, row, buffer)
 
 
 def _scatter(buffer: Array, new: Array, start: Array, count: Array) -> Array:

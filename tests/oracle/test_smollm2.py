@@ -17,7 +17,8 @@ transformers = pytest.importorskip("transformers")
 
 
 def test_logits(smollm2, tmp_path):
-    """Both are float32 roundings of one truth, so both are held against float64; logits reach about 38."""
+    """Both are float32 roundings of one truth, which float64 knows better; how far each is from it depends on the
+    machine (0.6 to 1.4e-4 were seen). Logits reach about 38."""
     from paradec.io.hf import save_hf
 
     save_hf(tmp_path, smollm2.model, jax.device_get(smollm2.params))
@@ -31,8 +32,7 @@ def test_logits(smollm2, tmp_path):
         ours = np.asarray(forward(smollm2.params, jnp.asarray([ids], jnp.int32)))
         with torch.no_grad():
             single, double = (peer(torch.tensor([ids])).logits.numpy() for peer in peers)
-        assert np.abs(ours - single).max() < 2e-4
-        assert np.abs(ours - double).max() < 2 * np.abs(single - double).max()
+        assert np.abs(ours - single).max() < 3e-4 and np.abs(ours - double).max() < 2e-4
         assert (ours.argmax(-1) == double.argmax(-1)).all()
 
 
