@@ -291,6 +291,14 @@ def test_a_block_diffusion_step_on_a_pod_moves_only_activations():
 
 
 @tpu
+def test_freedave_reads_a_cache_of_one_row_in_place():
+    """All drafts read the same blocks; blocks of their own would be gathered, from a cache laid out anew for that."""
+    report = explain("threshold+freedave", "smollm2-135m", block=32, target="v5e:1x1", slots=2048)
+    in_place(report, temporaries=128 * MIB)
+    assert report.counted.flops > 3 * explain("threshold", "smollm2-135m", block=32).counted.flops  # four drafts
+
+
+@tpu
 def test_a_model_too_large_is_refused_in_a_sentence():
     report = explain("ar", "llama3-8b", target="v5e:1x1", batch=8, slots=8192)
     assert not report.fits and report.memory is None

@@ -148,9 +148,12 @@ class Canvas:
         )
         return reply, state.replace(cache=cache, calls=state.calls + acting.astype(jnp.int32), stats=stats), acting
 
-    def peek(self, params: PyTree, state: DecodeState) -> tuple[Reply, Int[Array, "B"]]:
-        """The reply to a state whose block is open already, and its cost in rows. Nothing is stored or counted."""
-        return self.cache.peek(self.target, params["target"], state, self.window(state.tokens.shape[1]))
+    def peek(self, params: PyTree, state: DecodeState, live: Bool[Array, "B"]) -> tuple[Reply, Int[Array, "B"]]:
+        """The reply to a state whose block is open already, and its cost in rows. Nothing is stored or counted.
+
+        Rows that are not `live` may read none of the cache.
+        """
+        return self.cache.peek(self.target, params["target"], state, self.window(state.tokens.shape[1]), live)
 
     def transition(self, state: DecodeState, reply: Reply) -> DecodeState:
         """The state after one step with this reply; it is stamped with the number of calls so far. No model call."""

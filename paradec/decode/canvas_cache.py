@@ -126,9 +126,9 @@ class Whole:
         return reply, state.cache, ~state.done, Cost(zero + rows, jnp.zeros_like(state.done))
 
     def peek(
-        self, target: Denoiser, params: PyTree, state: DecodeState, window: int
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, live: Bool[Array, "B"]
     ) -> tuple[Reply, Int32[Array, "B"]]:
-        """A call that stores nothing, for blocks that are open already, and its cost in rows."""
+        """A call that stores nothing, for blocks that are open already, and its cost in rows. `live` as in `ask`."""
         reply, _, _, cost = self.call(target, params, state, window, False)
         return reply, cost.queries
 
@@ -186,11 +186,11 @@ class Cached(Whole):
         return reply, cache, acting, Cost(jnp.broadcast_to(rows, due.shape), due & acting)
 
     def peek(
-        self, target: Denoiser, params: PyTree, state: DecodeState, window: int
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, live: Bool[Array, "B"]
     ) -> tuple[Reply, Int32[Array, "B"]]:
         """A steady call of the widest kind."""
         span = self.steady(target, state, window)[-1]
-        reply, _ = ask(target, params, state.cache, state, span, window, False, live=~state.done)
+        reply, _ = ask(target, params, state.cache, state, span, window, False, live=live)
         return reply, jnp.full_like(state.limit, span.size)
 
 
@@ -211,7 +211,8 @@ class Dual(Cached):
 
     def check(self, target: Denoiser, region: Any) -> str | None:
         if target.block:
-            return f"cache 'dual' is for models that see the whole canvas; this one is block-causal ({target.block})."
+            kind = f"block-causal ({target.block})"
+            return f"cache '{self.name}' is for models that see the whole canvas; this one is {kind}."
         return None if region.reach else f"cache '{self.name}' needs blocks; the region here is the whole canvas."
 
 

@@ -15,7 +15,6 @@ from jaxtyping import Array, PyTree
 
 from paradec import params
 from paradec.decode import loop, sampling
-from paradec.decode.canvas import Canvas
 from paradec.explain.request import Cost
 from paradec.learn import flops
 from paradec.learn import step as learn
@@ -123,7 +122,7 @@ def _short_list(embed: jax.ShapeDtypeStruct, size: int, place: Placement) -> Sho
 
 def _state(method: Any, weights: PyTree, batch: int, slots: int, place: Placement) -> DecodeState:
     """The abstract state of `batch` rows whose target cache has `slots` slots, laid out as `loop.start` would."""
-    canvas = slots if isinstance(method, Canvas) else max(slots - method.drafter.nodes, 2)
+    canvas = max(slots - method.drafter.nodes, 2) if hasattr(method, "drafter") else slots
     prompt = Prompt(jax.ShapeDtypeStruct((batch, 1), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.int32))
     key = jax.eval_shape(lambda: sampling.row_keys(0, range(batch)))
     law = jax.eval_shape(lambda: sampling.sampling(batch))
@@ -152,11 +151,12 @@ def _count_step(method: Any, models: dict[str, Any], weights: PyTree, state: Dec
     """One chip's share, every slot of the caches in use. A draft model reads its weights and cache at every call; the
     call of a canvas is one inside a block."""
     rows, uses = _local(state.tokens)[0], {}
-    if isinstance(method, Canvas):
-        models, uses = {"target": method.target.base}, {"target": (state.cache, method.target.block, 1)}
-    else:
+    if hasattr(method, "drafter"):
         uses["target"] = state.cache, method.drafter.nodes, 1
         uses["draft"] = state.carry, 1, getattr(method.drafter, "calls", 0)
+    else:
+        models, width = {"target": method.target.base}, method.target.block * getattr(method, "drafts", 1)
+        uses["target"] = state.cache, width, 1
     flops = read = cached = 0.0
     if "heads" in models:  # each reads one row's hidden state, through its layers and the list it chooses from
         heads, own = models["heads"], weights["heads"]

@@ -368,6 +368,8 @@ def test_more_bad_input():
         compose(causal, "ada_block", {"delimiter": (1,)})
     with pytest.raises(InputError, match="do not divide the model's blocks of 8"):
         compose(causal, "quota", block=5)
+    with pytest.raises(InputError, match="cache 'prefix' is for models that see the whole canvas"):
+        compose(causal, "quota", cache="prefix")
     with pytest.raises(InputError, match="trained for blocks of 8; give block=8"):
         weights, network = hard_filter(8, 0.9)
         compose(exact, "learned_filter", {"weights": weights, "filter": network}, block=16)

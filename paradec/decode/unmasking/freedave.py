@@ -100,7 +100,9 @@ class FreeDave:
         guess = lambda s, _: (bare(after(s.replace(**fixed))),) * 2
         _, rest = lax.scan(guess, bare(first), None, length=self.drafts - 1)
         drafts = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), bare(first), rest)
-        replies, cost = jax.vmap(lambda s: self.base.peek(params, s.replace(cache=first.cache, **fixed)))(drafts)
+        # One `live` for all drafts: were it each draft's own, each would read its own blocks of the cache, by gathers.
+        look = lambda s: self.base.peek(params, s.replace(cache=first.cache, **fixed), ~first.done)
+        replies, cost = jax.vmap(look)(drafts)
         acting = ~first.done & ~due
         called = first.replace(cache=None, calls=first.calls + acting.astype(jnp.int32))
         kept, depth = self.follow(called, drafts, replies, acting)
