@@ -99,10 +99,27 @@ class Wrapped:
 
     model: Model
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "model":
-            raise AttributeError(name)
-        return getattr(self.model, name)
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def specs(self) -> PyTree:
+        return self.model.specs()
+
+    def forward(self, params: PyTree, token: Int[Array, "B T"], **facts: Any) -> Output:
+        return self.model.forward(params, token, **facts)
+
+    def init_cache(self, batch: int, slots: int) -> PyTree:
+        return self.model.init_cache(batch, slots)
+
+    def init_delta(self, batch: int, rows: int) -> PyTree:
+        return self.model.init_delta(batch, rows)
+
+    def extend(self, params: PyTree, cache: PyTree, rows: Rows, *rest: Any, **options: Any) -> tuple[Output, PyTree]:
+        return self.model.extend(params, cache, rows, *rest, **options)
+
+    def commit(self, cache: PyTree, delta: PyTree, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> PyTree:
+        return self.model.commit(cache, delta, path, count)
 
 
 @jax.tree_util.register_static
