@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ def main(run: Run) -> int:
         trials.append(Trial.of(run.task, rule, named(options), answers, static))
         ERR.print(rule, named(options), f"{trials[-1].calls:.2f} calls, {trials[-1].accuracy:.3f}", markup=False)
     write(run.out, json.dumps([dataclasses.asdict(t) for t in trials], indent=1))
-    show(matched(trials, static.accuracy - run.within))
+    show(trials, static.accuracy - run.within)
     return 0
 
 
@@ -79,12 +79,12 @@ def fitted(run: Run, source: Questions, static: Answers, eos: tuple[int, ...]) -
     """Rules that need to know something of the task, or of the text to come."""
     yield "oracle", "oracle", {"reference": jnp.asarray(static.canvas.clip(0))}, {}
     for cache in ("none", "dual", "prefix"):
-        for tau in (0.995, 0.98, 0.9):
+        for tau in (0.995, 0.98, 0.95, 0.9):
             yield f"threshold, blocks of 8, cache {cache}", "threshold", {"tau": tau}, {"cache": cache, "block": 8}
     if run.filter is not None:
         trained = load_filter(run.filter)
         own = {"weights": trained.weights, "filter": trained.filter}
-        for tau in (0.99, 0.96, 0.9, 0.7, 0.5):
+        for tau in (0.9999, 0.999, 0.995, 0.99, 0.98, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5):
             yield "learned_filter", "learned_filter", own | {"tau": tau}, {"block": trained.filter.length}
     for tau in (0.98, 0.95, 0.9, 0.6) if eos else ():
         ends = {"block": None, "eos": eos}
@@ -97,18 +97,17 @@ def fitted(run: Run, source: Questions, static: Answers, eos: tuple[int, ...]) -
             yield "threshold, first end of text", "threshold+end_of_text", first, {"eos": eos}
 
 
-def show(best: Mapping[str, Trial | None]) -> None:
-    """The table."""
+def show(trials: Sequence[Trial], floor: float) -> None:
+    """The table; of a rule without a setting that is good enough, the most exact one, and that it is not."""
     heads = ("rule", "setting", "calls", "positions", "refreshes", "exact match", "as static", "tokens/call")
     for line in (heads, ["---"] * len(heads)):
         OUT.print(f"| {' | '.join(line)} |", markup=False, soft_wrap=True)
-    for rule, t in best.items():
-        if t is None:
-            OUT.print(f"| {rule} | none as good | | | | | | |", markup=False, soft_wrap=True)
-            continue
+    for rule, best in matched(trials, floor).items():
+        t = best or max((t for t in trials if t.rule == rule), key=lambda t: (t.accuracy, -t.calls))
         costs = f"{t.calls:.2f} | {t.queries:.0f} | {t.refreshes:.2f}"
         good = f"{100 * t.accuracy:.1f} % | {100 * t.agreement:.1f} % | {t.tokens_per_call:.2f}"
-        OUT.print(f"| {rule} | {t.setting} | {costs} | {good} |", markup=False, soft_wrap=True)
+        setting = t.setting if best else f"none as good; best {t.setting}"
+        OUT.print(f"| {rule} | {setting} | {costs} | {good} |", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

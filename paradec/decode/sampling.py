@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from paradec.ops.argmax import argmax
 from paradec.types import DecodeState, Sampling, Tree
 
 NEXT, ACCEPT, RESIDUAL, DRAFT, ORDER = range(5)  # purposes of noise; one stream each
@@ -57,7 +58,7 @@ def warp(logits: Float[Array, "B N V"], s: Sampling) -> Float[Array, "B N V"]:
     scaled = logits / jnp.where(greedy, 1.0, s.temperature[:, None, None])
     filtered = jnp.any((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0))
     scaled = lax.cond(filtered, lambda x: jnp.where(x >= _threshold(x, s), x, -jnp.inf), lambda x: x, scaled)
-    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    best = argmax(logits)[..., None]
     onehot = jnp.where(lax.broadcasted_iota(best.dtype, logits.shape, 2) == best, 0.0, -jnp.inf)
     return jnp.where(greedy, onehot, scaled)
 
@@ -137,13 +138,10 @@ def next_tokens(
         position = first[:, None] + lax.iota(jnp.int32, span + 1)[None]
         noise = gumbel(key, position, x.shape[-1], purpose)
         noise = noise if span == 0 else jnp.take_along_axis(noise, depth[:, :, None], axis=1)
-        return jnp.argmax(warp(x, s) + noise, axis=-1).astype(jnp.int32)
-
-    def greedy(x: Array) -> Array:
-        return jnp.argmax(x, axis=-1).astype(jnp.int32)
+        return argmax(warp(x, s) + noise)
 
     # Token ids leave the branches, not logits: noise over a vocabulary can cost more than the model on a CPU.
-    return lax.cond(jnp.any(s.temperature > 0), sampled, greedy, logits)
+    return lax.cond(jnp.any(s.temperature > 0), sampled, argmax, logits)
 
 
 def choose(

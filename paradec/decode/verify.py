@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
 from paradec import struct
 from paradec.decode.sampling import ACCEPT, RESIDUAL, gumbel, uniform, warp
+from paradec.ops.argmax import argmax
 from paradec.ops.mask import ancestors
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
@@ -82,7 +83,7 @@ class Rejection:
         # p == q up to rounding leaves nothing: the refusal was rounding too, so draw from p.
         rest = jnp.where(rest.sum(-1, keepdims=True) > 1e-9, rest, law)
         noise = gumbel(state.key, at_path(position, kept[:, None]), V, RESIDUAL)[:, 0]
-        final = jnp.argmax(jnp.log(rest) + noise, axis=-1).astype(jnp.int32)
+        final = argmax(jnp.log(rest) + noise)
 
         path = lax.broadcasted_iota(jnp.int32, (B, depth + 1), 1)
         token = jnp.where(path < kept[:, None], jnp.pad(child, ((0, 0), (0, 1))), final[:, None])

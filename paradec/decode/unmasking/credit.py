@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
 from paradec.decode.view import View
+from paradec.ops.argmax import argmax
 
 
 @struct.dataclass
@@ -37,7 +38,7 @@ class Credit:
 
     def __call__(self, view: View, carry: PyTree) -> tuple[Float[Array, "B W V"], PyTree]:
         credit = jnp.where(view.fresh[:, None, None], 0.0, carry * self.beta)
-        top = jnp.argmax(view.logits, axis=-1)
+        top = argmax(view.logits)
         p = jnp.exp(jnp.max(view.logits, axis=-1) - jax.nn.logsumexp(view.logits, axis=-1))
         token = lax.broadcasted_iota(top.dtype, view.logits.shape, 2)
         gain = jnp.where(view.eligible, p**self.gamma, 0.0)
