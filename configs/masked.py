@@ -59,16 +59,15 @@ def lists() -> Masked:
 def padded() -> Masked:
     """Counting, repeating and sorting, with answers of 4 to 24 tokens that are padded with end-of-text to 32."""
     run = Run(out=Path("out/padded"), evaluate_every=500, save_every=500)
-    plan = dataclasses.replace(lists().plan, steps=1500, floor=0.02)
+    plan = dataclasses.replace(lists().plan, steps=3000, floor=0.02)
     return dataclasses.replace(lists(), data=Data(kind="padded", items=8), plan=plan, batch=64, run=run)
 
 
 def sums() -> Masked:
     """Running sums of 24 digits, modulo 10: every token of the answer follows from the one before."""
     run = Run(out=Path("out/sums"), evaluate_every=500, save_every=500)
-    plan = dataclasses.replace(padded().plan, steps=3000)
     shape = dataclasses.replace(lists().shape, layers=3)
-    return dataclasses.replace(padded(), data=Data(kind="sums", items=24), shape=shape, plan=plan, run=run)
+    return dataclasses.replace(padded(), data=Data(kind="sums", items=24), shape=shape, run=run)
 
 
 def shakespeare() -> Masked:

@@ -58,7 +58,8 @@ def main(run: Run) -> int:
     for rule, names, options, more in [*swept(run, source), *fitted(run, source, static, eos)]:
         answers = ask_with(compose(model, names, options, **engine | dict(more)))
         trials.append(Trial.of(run.task, rule, named(options), answers, static))
-        ERR.print(rule, named(options), f"{trials[-1].calls:.2f} calls, {trials[-1].accuracy:.3f}", markup=False)
+        said = f"{trials[-1].calls:.2f} calls, {trials[-1].accuracy:.3f}"
+        ERR.print(rule, named(options), said, markup=False, soft_wrap=True)
     write(run.out, json.dumps([dataclasses.asdict(t) for t in trials], indent=1))
     show(trials, static.accuracy - run.within)
     return 0

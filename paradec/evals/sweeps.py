@@ -11,8 +11,9 @@ _QUOTAS = (1, 2, 3, 4, 6, 8)
 _BARS = (0.999, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6, 0.4, 0.2, 0.0)
 _SURE = ((0.999, 0.99), (0.99, 0.97), (0.98, 0.96), (0.98, 0.95), (0.97, 0.93), (0.95, 0.9), (0.95, 0.8))
 _PAIRS = (*_SURE, (0.9, 0.7), (0.9, 0.6), (0.9, 0.4), (0.8, 0.5), (0.8, 0.3), (0.6, 0.2), (0.5, 0.0))
-_CALM = ((0.99, 0.1), (0.98, 1.0), (0.9, 0.001), (0.9, 0.01), (0.7, 0.01), (0.6, 0.1), (0.4, 0.3), (0.2, 1.0))
-_BUDGETS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 0.6, 1.0, 1.6, 2.0, 3.0, 4.0, 9.0)
+_EASY = ((0.98, 1.0), (0.95, 1.0), (0.9, 1.0), (0.8, 1.0), (0.6, 1.0), (0.2, 1.0))
+_CALM = ((0.99, 0.1), (0.9, 0.001), (0.9, 0.01), (0.7, 0.01), (0.6, 0.1), (0.4, 0.3), *_EASY)
+_BUDGETS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.6, 1.0, 1.6, 2.0, 3.0, 4.0, 9.0)
 
 SWEEPS: Mapping[str, tuple[str, Sequence[dict[str, Any]]]] = {
     "random": ("quota", [{"per_call": k, "score": "random"} for k in _QUOTAS]),
@@ -25,7 +26,7 @@ SWEEPS: Mapping[str, tuple[str, Sequence[dict[str, Any]]]] = {
     "klass": ("klass", [{"tau": t, "kl": k} for t, k in _CALM]),
     "hierarchical": ("hierarchical", [{"tau": t, "low": low} for t, low in _PAIRS]),
     "local_leap": ("local_leap", [{"kappa": k, "tau": t} for k, t in _PAIRS]),
-    "wino": ("wino", [{"tau": t} for t in (0.99, 0.98, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)]),
+    "wino": ("wino", [{"tau": t} for t in (0.99, 0.98, 0.95, 0.93, 0.9, 0.8, 0.6, 0.4, 0.2)]),
     "credit": ("credit+threshold", [{"tau": t} for t in _BARS]),
     "prophet": ("prophet", [{"early": 7.5 * s, "mid": 5.0 * s, "late": 2.5 * s} for s in (4.0, 2.0, 1.0, 0.5, 0.2)]),
     "freedave": ("freedave", [{"drafts": n} for n in (1, 4, 8)]),
