@@ -104,8 +104,22 @@ class Tokenizer:
         special tokens it needs: encode it with `special=False`. Raises `InputError` for a text that has no UTF-8 form,
         and for a word that a vocabulary of whole words lacks.
         """
+        return self._encoding(text, special).ids
+
+    def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `encode(text, special)`, and for each the characters `text[start:end]` that it stands for.
+
+        Spans follow one another and leave no character out, spaces between words included, but for characters that
+        the vocabulary lacks. They overlap only where a character is several tokens, which then all have its span, and
+        where sentencepiece adds a space, which has the span of the character after it. A token that `special` adds
+        has the span (0, 0).
+        """
+        encoding = self._encoding(text, special)
+        return encoding.ids, encoding.offsets
+
+    def _encoding(self, text: str, special: bool) -> tokenizers.Encoding:
         try:
-            return self.core.encode(text, add_special_tokens=special).ids
+            return self.core.encode(text, add_special_tokens=special)
         except TypeError as error:
             raise InputError(
                 "The text holds half a character (a lone surrogate): read it again with the right encoding."
@@ -229,6 +243,7 @@ def _from_folder(cls: type[Tokenizer], folder: Path) -> Tokenizer:
         raise WeightsError(f"{path} is damaged, download it again: {error}") from error
     core.no_truncation()
     core.no_padding()
+    _keep_spaces(core)
     config = _read_json(folder / "tokenizer_config.json")
     model = _read_json(folder / "config.json")
     begin = _BEGUN.get(str(model.get("model_type")), "")
@@ -242,6 +257,16 @@ def _from_folder(cls: type[Tokenizer], folder: Path) -> Tokenizer:
         ends = model.get("eos_token_id")
     ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
     return cls(core, names, ends, _chat_template(folder, config))
+
+
+def _keep_spaces(core: tokenizers.Tokenizer) -> None:
+    """Let the spans of tokens hold their spaces, as a mask over characters needs it; some files cut them off."""
+    post = core.post_processor
+    state = {} if post is None else json.loads(post.__getstate__())
+    for step in [post[i] for i in range(len(state["processors"]))] if "processors" in state else [post]:
+        if hasattr(step, "trim_offsets"):
+            step.trim_offsets = False
+    core.post_processor = post
 
 
 def _read_json(path: Path) -> dict[str, Any]:
