@@ -128,12 +128,16 @@ class Decoder:
 
 @dataclasses.dataclass
 class LanguageModel:
-    """A model, its weights and its tokenizer. Decoders are built on first use and kept."""
+    """A model, its weights and its tokenizer. Decoders are built on first use and kept.
+
+    `defaults` are the fields of a `Request` that the model's own files ask for; a caller who wants them passes them on.
+    """
 
     name: str
     model: Model
     params: PyTree
     tokenizer: Tokenizer
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     decoders: dict[Any, Decoder] = dataclasses.field(default_factory=dict, repr=False)
     parts: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 

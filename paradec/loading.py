@@ -11,6 +11,7 @@ import numpy as np
 
 from paradec.errors import InputError
 from paradec.io import gguf, hf
+from paradec.io.generation_config import read_defaults
 from paradec.io.names import check_dtype
 from paradec.io.resolve import Source, resolve
 from paradec.io.tokenizer import Tokenizer
@@ -42,7 +43,8 @@ def load(
         model, weights = gguf.load_gguf(source.path, dtype, track)
     else:
         raise InputError(f"{name} is a GGUF file, and mask_id and block belong to diffusion models. Leave them out.")
-    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), _tokenizer(source))
+    defaults = read_defaults(source.path) if source.kind == "hf" else {}
+    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), _tokenizer(source), defaults)
     if check:
         check_checkpoint(lm)
     return lm

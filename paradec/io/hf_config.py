@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from paradec.io.names import DTYPES, check_dtype
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
 
-INT32_MAX, FLOAT_MAX = 2**31 - 1, sys.float_info.max  # JSON has numbers of any size
+INT32_MAX, FLOAT_MAX = 2**31 - 1, 3.4e38  # JSON has numbers of any size; what becomes a float32 must fit one
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -116,7 +115,9 @@ class Fields:
 
     def fail(self, key: str, value: Any, wanted: str) -> NoReturn:
         """Raise the error for a value of the wrong kind."""
-        raise WeightsError(f"{self.where} has {key} = {value!r}, which should be {wanted}.")
+        shown = repr(value)
+        shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
+        raise WeightsError(f"{self.where} has {key} = {shown}, which should be {wanted}.")
 
 
 def read_config(

@@ -22,8 +22,9 @@ import tokenizers
 from tokenizers import AddedToken
 
 from paradec.errors import InputError, WeightsError
-from paradec.io import text_file
+from paradec.io import regular_file, text_file
 from paradec.io.chat import render_chat
+from paradec.io.generation_config import read_ends
 from paradec.io.gguf_vocab import BYTE_OF_LETTER, frame, tokenizer_from_metadata
 
 # Tokens that end an answer in the chat formats in use. A base model keeps them too, and never needs to say them.
@@ -252,11 +253,8 @@ def _from_folder(cls: type[Tokenizer], folder: Path) -> Tokenizer:
     names = _special_names({**_read_json(folder / "special_tokens_map.json"), **config})
     _add_tokens(core, config, names)
     _set_ends(core, config, names)
-    ends = _read_json(folder / "generation_config.json").get("eos_token_id")
-    if ends is None:
-        ends = model.get("eos_token_id")
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    return cls(core, names, ends, _chat_template(folder, config))
+    longest = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    return cls(core, names, read_ends(folder, longest), _chat_template(folder, config))
 
 
 def _keep_spaces(core: tokenizers.Tokenizer) -> None:
@@ -271,15 +269,10 @@ def _keep_spaces(core: tokenizers.Tokenizer) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or {} when there is no such file."""
-    if not path.is_file():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is damaged, download it again: {error}") from error
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path} holds a {type(found).__name__} where an object belongs: download it again.")
-    return found
+        return regular_file.read_json(path)
+    except FileNotFoundError:
+        return {}
 
 
 def _special_names(config: Mapping[str, Any]) -> dict[str, str]:
