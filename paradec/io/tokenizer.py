@@ -156,11 +156,15 @@ class Tokenizer:
         """The prompt text of a conversation: `[{"role": "user", "content": "Hi"}]`, by the model's own template.
 
         `add_generation_prompt` opens the assistant's turn; `variables` (`tools`, `enable_thinking`, ...) reach the
-        template as they are. Encode the result with `special=False`. Raises `InputError` when the model has no
-        template, when there is no message, and when the template refuses the messages.
+        template as JSON has them. Encode the result with `special=False`. Raises `InputError` when the model has no
+        template, when there is no message, and when the template refuses the messages, fails or asks for too much
+        (`render_chat`).
         """
         if self.chat_template is None:
-            raise InputError("This model has no chat template: it is a base model. Give it plain text to continue.")
+            raise InputError(
+                "This model has no chat template: it is a base model. Give it plain text to continue: raw=True in"
+                " Python, --raw on the command line."
+            )
         values = {**self.names, **variables, "add_generation_prompt": add_generation_prompt}
         return render_chat(self.chat_template, messages, values)
 
