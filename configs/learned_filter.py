@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from paradec.config import several
+from paradec.errors import check_fields
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -29,6 +31,13 @@ class Calls:
     batch: int = 64
     held_out: int = 10
     """The calls of every so manieth prompt measure the filter and are not trained on."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        for name in ("files", "along"):
+            object.__setattr__(self, name, several(getattr(self, name)))
+        least = {"prompts": 1, "held_out": 2}
+        check_fields(self, {name: (getattr(self, name) >= n, f"at least {n}") for name, n in least.items()})
 
 
 @dataclasses.dataclass(frozen=True)

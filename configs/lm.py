@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from paradec.config import several
+from paradec.errors import check_fields
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -38,6 +40,19 @@ class Data:
     """Tokens of a row: one more than are predicted."""
     held_out: float = 0.1
     """The last share of the data, which is not trained on."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        check_data(self)
+
+
+def check_data(data: Any) -> None:
+    """Raise `InputError` for rows that predict nothing, or a share that leaves nothing; a single file is a file."""
+    object.__setattr__(data, "files", several(data.files))
+    check_fields(data, {
+        "length": (data.length >= 2, "at least 2"),
+        "held_out": (0 < data.held_out < 1, "between 0 and 1"),
+    })  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

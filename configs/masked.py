@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from configs.lm import Devices, Shape
+from configs.lm import Devices, Shape, check_data
 from paradec.data.lists import OPERATIONS
 from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Noise
@@ -28,6 +28,10 @@ class Data:
     """Characters of a row; a multiple of the block."""
     held_out: float = 0.1
     """The last share of the text, which is not trained on."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        check_data(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from paradec.config import several
+from paradec.errors import check_fields
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -30,6 +32,12 @@ class Text:
     """Tokens of one text, prompt included, from which hidden states are computed; twice as many where it is retold."""
     held_out: int = 20
     """Every so manieth text measures the heads and is not trained on."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        object.__setattr__(self, "prompts", several(self.prompts))
+        least = {"instructions": 0, "prompts_each": 1, "imagined": 0, "retold": 0, "length": 3, "held_out": 2}
+        check_fields(self, {name: (getattr(self, name) >= n, f"at least {n}") for name, n in least.items()})
 
 
 @dataclasses.dataclass(frozen=True)

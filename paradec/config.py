@@ -15,6 +15,11 @@ Config = TypeVar("Config")
 MISSING = "(not there)"
 
 
+def several(value: Any) -> tuple[Any, ...]:
+    """What was named, as a tuple: many things, or one string or path by itself."""
+    return (value,) if isinstance(value, str | Path) else tuple(value)
+
+
 def as_json(config: Any) -> dict[str, Any]:
     """A dataclass as JSON would give it back: tuples as lists, paths as strings."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=_plain))

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from paradec.errors import InputError
+from paradec.io import json_lines
 
 
 def read_prompts(path: str | Path, complain: Callable[[str], None], limit: int | None = None) -> list[str]:
-    """The prompts of a file of `{"prompt": …}`, `{"question": …}` or `{"turns": [first, …]}` lines.
+    """The first `limit` prompts of a file of `{"prompt": …}`, `{"question": …}` or `{"turns": [first, …]}` lines.
 
     `complain` gets one sentence per malformed line; blank lines are skipped. Raises `InputError` where the file
-    cannot be read or holds no prompt at all.
+    cannot be read or holds no prompt at all, and for a limit below 1.
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as e:
-        raise InputError(f"Cannot read the prompts in {path}: {e.strerror or e}.") from e
-    prompts: list[str] = []
-    for number, line in enumerate(text.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(prompt_of(json.loads(line)))
-        except (ValueError, RecursionError) as e:  # JSON and UTF-8 errors are ValueErrors
-            complain(f"{path}, line {number} is skipped: {e}")
-        if limit is not None and len(prompts) == limit:
-            break
+    if limit is not None and limit < 1:
+        raise InputError(f"At least 1 prompt of a file must be read; {limit} were asked for.")
+    found = json_lines.read(path, "prompts", prompt_of, complain)
+    prompts = [prompt for _, prompt in itertools.islice(found, limit)]
     if not prompts:
         raise InputError(f'{path} holds no prompt; each line should read {{"prompt": "…"}}.')
     return prompts
@@ -50,4 +41,4 @@ def prompt_of(line: Any) -> str:
         value = line[name]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} must be a text that is not empty.")
-    return value
+    return json_lines.string(value, name)

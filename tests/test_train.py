@@ -97,6 +97,104 @@ def test_data_that_is_not_there(tmp_path, data, words):
         program("lm").main(small(lm_configs.tiny(), tmp_path, data=data))
 
 
+def chat_file(path, *talks):
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    return path
+
+
+def talk(question="Hi", answer="Hello!"):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.mark.parametrize(
+    ("talks", "length", "words"),
+    [
+        ([talk()], 64, "give at least 2"),
+        ([talk("a" * 90)] * 3, 64, "No conversation reaches the assistant within 64 tokens"),
+        ([talk(), talk("a" * 90)], 64, "give at least 2"),
+        ([talk(), talk()], 600, "reads at most 512 tokens, and rows of 600"),
+    ],
+)
+def test_conversations_that_teach_nothing_fail_before_the_first_step(tmp_path, tiny, talks, length, words, capsys):
+    """A single file is a file, however it is named."""
+    data = lm_configs.Data(kind="chats", files=str(chat_file(tmp_path / "c.jsonl", *talks)), tokens=tiny, length=length)
+    with pytest.raises(InputError, match=words):
+        program("lm").main(small(lm_configs.tiny(), tmp_path / "out", base=tiny, data=data))
+    assert not list(tmp_path.glob("out/checkpoints/*"))
+    assert len(talks) != 2 or length != 64 or "Line 2 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lm", "masked"])
+def test_text_too_short_to_be_split(tmp_path, name):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox " * 4)
+    configs = {"lm": (lm_configs.Data, lm_configs.tiny), "masked": (masked_configs.Data, masked_configs.shakespeare)}
+    data, config = configs[name]
+    with pytest.raises(InputError, match="The held-out text has 8 tokens, less than one window of 33"):
+        program(name).main(small(config(), tmp_path, data=data(kind="text", files=text, length=33)))
+    with pytest.raises(InputError, match="has 2 rows, less than one batch of 4"):
+        program(name).main(small(config(), tmp_path, data=data(kind="text", files=(text,), length=33, held_out=0.45)))
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (lm_configs.Data, {"length": 1}),
+        (lm_configs.Data, {"length": -1}),
+        (lm_configs.Data, {"held_out": 0.0}),
+        (lm_configs.Data, {"held_out": float("nan")}),
+        (masked_configs.Data, {"length": 0}),
+        (masked_configs.Data, {"held_out": 1.0}),
+        (medusa_configs.Text, {"held_out": 1}),
+        (medusa_configs.Text, {"prompts_each": 0}),
+        (medusa_configs.Text, {"length": 2}),
+        (filter_configs.Calls, {"held_out": 0}),
+        (filter_configs.Calls, {"prompts": 0}),
+    ],
+)
+def test_data_options_out_of_range(make, wrong):
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))} must be"):
+        make(**wrong)
+
+
+def test_one_string_is_one_string():
+    assert lm_configs.Data(files="a.txt").files == masked_configs.Data(files="a.txt").files == ("a.txt",)
+    assert medusa_configs.Text(prompts=Path("a")).prompts == (Path("a"),)
+    assert filter_configs.Calls(along="oracle", files="a").along == ("oracle",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch": 0}, "at least 1 row"),
+        ({"batch": 99}, "57 texts are to be trained on, less than one batch of 99"),
+        ({"text": {"instructions": 19}}, "Of 19 texts every 20th is to be held out"),
+        ({"heads": {"short_list": 4}}, "cannot make 10 guesses out of 4"),
+        ({"joint": {"steps": 1, "rows": 0}}, "at least 1 row"),
+        ({"joint": {"steps": 1, "length": 1}}, "joint.length"),
+    ],
+)
+def test_heads_that_cannot_be_trained_fail_before_anything_is_recorded(tmp_path, tiny, changes, words):
+    config = dataclasses.replace(medusa_configs.smollm2(), model=tiny, run=Run(out=tmp_path / "out"))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, instructions=60))
+    for name, change in changes.items():
+        new = dataclasses.replace(getattr(config, name), **change) if isinstance(change, dict) else change
+        config = dataclasses.replace(config, **{name: new})
+    with pytest.raises(InputError, match=words):
+        program("medusa").main(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_filter_that_cannot_be_measured_fails_before_anything_is_recorded(tmp_path):
+    config = dataclasses.replace(filter_configs.PRESETS["sums"][1], model="lists", run=Run(out=tmp_path / "out"))
+    few = dataclasses.replace(config, calls=dataclasses.replace(config.calls, prompts=9))
+    with pytest.raises(InputError, match="Of 9 texts every 10th is to be held out"):
+        program("learned_filter").main(few)
+    with pytest.raises(InputError, match="at least 1 row"):
+        program("learned_filter").main(dataclasses.replace(config, batch=0))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_larger_than_the_model(tmp_path, tiny):
     """The base has 259 tokens, the text 400."""
     text = tmp_path / "text.txt"

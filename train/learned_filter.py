@@ -31,6 +31,7 @@ from paradec.io.confidence_filter import TrainedFilter, save_filter
 from paradec.io.medusa import fingerprint
 from paradec.learn import loop, watched
 from paradec.learn.objectives.learned_filter import PUBLISHED, FilterLoss, Verdicts, verdicts
+from paradec.learn.traces import parted
 from paradec.lm import LanguageModel
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from paradec.prompts import read_prompts
@@ -40,8 +41,11 @@ SEED = 3  # of the tasks' rows: 0 and 1 are those that train/masked.py reads, 2 
 
 def main(config: LearnedFilter) -> Path:
     """Run all stages and return the path of the filter."""
+    chain.check_batch(config.batch)
+    prompts = asked(config)
+    parted(len(prompts), config.calls.held_out)  # before hours of recording
     lm = load(config.model, dtype=config.dtype)
-    train, held = recorded(lm, config).split(config.calls.held_out)
+    train, held = recorded(lm, config, prompts).split(config.calls.held_out)
     filter = ConfidenceFilter(config.calls.block, config.filter.width)
     with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
         weights = jax.device_get(fitted(config, filter, train, held))
@@ -49,9 +53,9 @@ def main(config: LearnedFilter) -> Path:
     return export(config, lm, TrainedFilter(filter, weights), said, len(train))
 
 
-def recorded(lm: LanguageModel, config: LearnedFilter) -> watched.FilterRows:
+def recorded(lm: LanguageModel, config: LearnedFilter, prompts: Sequence[Any]) -> watched.FilterRows:
     """The calls of all prompts along all rules."""
-    calls, folders, prompts = config.calls, [], asked(config)
+    calls, folders = config.calls, []
     for along in calls.along:
         folder = config.run.out / "calls" / along
         told = lambda done, of, along=along: say(f"recording along {along}: {done} of {of} shards")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies beside train/
@@ -60,7 +59,7 @@ def main(config: Lm) -> TrainState:
         trainable, frozen = params.partition(weights, lora.trained if config.lora else lambda name: True)
         objective = NextToken(model, remat=config.remat)
         kept = configs.kept(config)
-        held = chain.HeldOut(corpus.held, config.batch)
+        held = chain.HeldOut(corpus.held, config.batch, length=corpus.pack)
         rows = chain.batches(corpus.train, config.batch, seed=config.seed, pack=corpus.pack)
         state = loop.fit(
             config.run, config.plan, objective, trainable, frozen, rows,
@@ -83,17 +82,15 @@ def read(data: Data) -> Corpus:
         raise InputError(f"Name the {data.kind} to learn from: --data.files FILE.")
     if data.kind == "chats":
         tokenizer = load_tokenizer(data.tokens)
-        found = [c for path in data.files for c in chats.read(path)]
-        cut = max(len(found) - max(round(len(found) * data.held_out), 1), 1)
-        halves = (chats.Chats(part, tokenizer, data.length) for part in (found[:cut], found[cut:]))
+        found = [conversation for path in data.files for conversation in chats.read(path)]
+        halves = chats.Chats.of(found, tokenizer, data.length, say).split(data.held_out)
         return Corpus(*halves, tokenizer.vocab_size, data.length, {})
     whole = text.read(data.files)
     tokenizer = text.Characters(whole) if data.tokens == "characters" else load_tokenizer(data.tokens)
-    cut = round(len(whole) * (1 - data.held_out))
-    ids = [np.asarray(tokenizer.encode(part), np.int32) for part in (whole[:cut], whole[cut:])]
+    parts = text.split(whole, data.held_out)
+    train, held = text.windows(*parts, tokenizer.encode, data.length)
     facts = {"alphabet": tokenizer.alphabet} if isinstance(tokenizer, text.Characters) else {}
-    facts["characters_per_token"] = (len(whole) - cut) / max(len(ids[1]), 1)
-    train, held = text.Windows(ids[0], data.length, jitter=True), text.Windows(ids[1], data.length)
+    facts["characters_per_token"] = len(parts[1]) / len(held.tokens)
     return Corpus(train, held, tokenizer.vocab_size, 0, facts)
 
 
@@ -109,6 +106,11 @@ def start(config: Lm, corpus: Corpus, place: mesh.Placement) -> tuple[Transforme
             raise InputError(
                 f"The tokenizer of {config.data.tokens} has {corpus.vocab_size} tokens and {config.base} only "
                 f"{model.vocab_size}; use --data.tokens {config.base}."
+            )
+        if config.data.length - 1 > model.max_length:
+            raise InputError(
+                f"{config.base} reads at most {model.max_length} tokens, and rows of {config.data.length} were asked "
+                f"for; use --data.length {model.max_length + 1} or less."
             )
         weights = jax.device_put(lm.params, params.shardings(model.specs(), place.mesh, place.rules))
     else:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ and train/ are no packages of the wheel
 
@@ -66,7 +65,7 @@ def main(config: Masked) -> TrainState:
         trainable, frozen = params.partition(weights, lambda name: True)
         objective = masked.Masked(model, config.noise)
         kept = configs.kept(config)
-        held = chain.HeldOut(corpus.held, config.batch)
+        held = chain.HeldOut(corpus.held, config.batch, length=corpus.pack)
         state = loop.fit(
             config.run, config.plan, objective, trainable, frozen,
             chain.batches(corpus.train, config.batch, seed=config.seed, pack=corpus.pack),
@@ -99,9 +98,7 @@ def read(data: Data) -> Corpus:
         raise InputError("Name the text to learn from: --data.files FILE.")
     whole = text.read(data.files)
     tokenizer = text.Characters(whole)
-    cut = round(len(whole) * (1 - data.held_out))
-    ids = [np.asarray(tokenizer.encode(part), np.int32) for part in (whole[:cut], whole[cut:])]
-    train, held = text.Windows(ids[0], data.length, jitter=True), text.Windows(ids[1], data.length)
+    train, held = text.windows(*text.split(whole, data.held_out), tokenizer.encode, data.length)
     return Corpus(train, held, tokenizer.vocab_size + 1, data.length, 0)
 
 

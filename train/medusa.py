@@ -28,6 +28,7 @@ from paradec import load, mesh, params
 from paradec.cli import cache_compilations, guarded, say
 from paradec.data import chain
 from paradec.data.instructions import instructions, retold
+from paradec.errors import InputError
 from paradec.io.hf import save_hf
 from paradec.io.medusa import Trained, fingerprint, save_medusa
 from paradec.learn import loop, traces
@@ -45,6 +46,7 @@ SIZES = (3, 7, 15, 31, 63)
 def main(config: Medusa) -> Path:
     """Run all stages and return the path of the heads."""
     lm = load(config.model, dtype=config.dtype)
+    check(config, lm)
     train, held = recorded(lm, config).split(config.text.held_out)
     short = short_list(lm, train, held, config.heads.short_list)
     heads = MedusaHeads(num_heads=config.heads.count, width=lm.model.width, num_layers=config.heads.layers)
@@ -53,11 +55,33 @@ def main(config: Medusa) -> Path:
         if config.joint.steps:
             lm, weights = second_stage(config, lm, heads, weights, short)
             short = short.replace(table=lm.model.unembed(lm.params)[short.token])
-            read = seen_by(lm, texts(config)[1], config.joint.rows)
+            read = seen_by(lm, texts(config)[1], config.joint.rows, config.joint.length)
         else:
             read = map(loop.whole, chain.HeldOut(held, config.batch, traces.head_batch))
         right = accuracy(heads, weights, short, read, config.heads.ranks)
     return export(config, lm, Trained(heads, jax.device_get(weights), np.asarray(short.token)), right, len(train))
+
+
+def check(config: Medusa, lm: LanguageModel) -> None:
+    """Raise `InputError` for what could only fail after hours of recording and training."""
+    text, joint = config.text, config.joint
+    chain.check_batch(config.batch)
+    if joint.steps:
+        chain.check_batch(joint.rows)
+        if joint.length < 2:
+            raise InputError(f"A row of {joint.length} tokens predicts nothing; take a joint.length of at least 2.")
+    texts = len(written(config)) + text.imagined + text.retold
+    train, _ = traces.parted(texts, text.held_out)
+    if config.plan.steps and len(train) < config.batch:
+        raise InputError(f"{len(train)} texts are to be trained on, less than one batch of {config.batch}.")
+    if config.heads.ranks > (words := config.heads.short_list or lm.model.vocab_size):
+        raise InputError(f"A head cannot make {config.heads.ranks} guesses out of {words} tokens; lower heads.ranks.")
+
+
+def written(config: Medusa) -> list[str]:
+    """The prompts that people wrote: the built-in ones and those of files."""
+    read = [read_prompts(path, say, config.text.prompts_each) for path in config.text.prompts]
+    return sum(read, instructions(config.text.instructions))
 
 
 def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
@@ -71,10 +95,7 @@ def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
 
 def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, list[str], int]]:
     """What the model is asked: a folder for its answers, the prompts, and how many tokens of each text are kept."""
-    text, kept = config.text, folders(config)
-    prompts = instructions(text.instructions)
-    for path in text.prompts:
-        prompts += read_prompts(path, say, text.prompts_each)
+    text, kept, prompts = config.text, folders(config), written(config)
     yield kept["text"], prompts, text.length
     if text.imagined:
         users = config.run.out / "users"
@@ -100,6 +121,8 @@ def short_list(lm: LanguageModel, train: traces.HiddenRows, held: traces.HiddenR
     count = train.counts(lm.model.vocab_size)
     token = np.sort(np.argsort(-count, kind="stable")[: size or len(count)]).astype(np.int32)
     seen = held.counts(lm.model.vocab_size)
+    if not count.any() or not seen.any():
+        raise InputError("The model wrote nothing to train heads on, or nothing to measure them with; ask it more.")
     say(f"{len(token)} tokens to draft from cover {seen[token].sum() / max(seen.sum(), 1):.2%} of the held-out text")
     return ShortList(token=jnp.asarray(token), table=lm.model.unembed(lm.params)[token])
 
@@ -157,10 +180,10 @@ def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:
     return traces.Texts([text for texts in read for text in texts]).split(config.text.held_out)
 
 
-def seen_by(lm: LanguageModel, held: traces.Texts, rows: int) -> Iterable[HeadBatch]:
-    """Texts with the hidden states that a model has on them."""
+def seen_by(lm: LanguageModel, held: traces.Texts, rows: int, length: int) -> Iterable[HeadBatch]:
+    """Texts of at most `length` tokens with the hidden states that a model has on them."""
     run, weights = jax.jit(lambda weights, token: lm.model.forward(weights, token).hidden), jax.device_put(lm.params)
-    for text in map(loop.whole, chain.HeldOut(held, rows)):
+    for text in map(loop.whole, chain.HeldOut(held, rows, length=length)):
         yield HeadBatch(hidden=run(weights, text.token), token=text.token, learn=text.learn)
 
 

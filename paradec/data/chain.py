@@ -39,8 +39,9 @@ def batches(
     into what the objective reads (default: a `TextBatch`).
     """
     count, mine = jax.process_count(), jax.process_index()
-    if batch % count:
-        raise InputError(f"A batch of {batch} rows does not split over {count} processes.")
+    check_batch(batch)
+    if not len(source):
+        raise InputError("The data has no rows to learn from.")
     if not pack and len(source) < batch:
         raise InputError(f"The data has {len(source)} rows, less than one batch of {batch}.")
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
@@ -68,13 +69,16 @@ def text_batch(rows: Row) -> TextBatch:
 class HeldOut:
     """Every row of a source once, in order, in batches of one shape: what an evaluation reads, as often as it likes.
 
-    The last batch is filled with rows in which nothing is learned. Rows shorter than the longest are filled likewise.
+    The last batch is filled with rows in which nothing is learned. Rows of different lengths need `length`: they are
+    filled likewise to so many tokens, which are a segment of their own, as in a packed batch.
     """
 
-    def __init__(self, source: Source, batch: int, make: Callable[[Row], Any] = text_batch):
-        if batch % jax.process_count():
-            raise InputError(f"A batch of {batch} rows does not split over {jax.process_count()} processes.")
-        self.source, self.batch, self.make = source, batch, make
+    def __init__(self, source: Source, batch: int, make: Callable[[Row], Any] = text_batch, *, length: int = 0):
+        """Raises `InputError` where there is nothing to evaluate on."""
+        check_batch(batch)
+        if not len(source):
+            raise InputError("There is nothing to evaluate on: no row is held out.")
+        self.source, self.batch, self.make, self.length = source, batch, make, length
 
     def __iter__(self) -> Iterator[Any]:
         count, mine = jax.process_count(), jax.process_index()
@@ -83,10 +87,24 @@ class HeldOut:
             rows = [self.source[n] if n < len(self.source) else None for n in numbers]
             like = next((row for row in rows if row is not None), self.source[0])
             rows = [{k: np.zeros_like(v) for k, v in like.items()} if row is None else row for row in rows]
-            yield self.make({name: _stack([row[name] for row in rows]) for name in like})
+            if self.length:
+                rows = [_filled(row, self.length) for row in rows]
+            yield self.make({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
-def _stack(rows: list[np.ndarray]) -> np.ndarray:
-    longest = max((row.shape[0] for row in rows if row.ndim), default=0)
-    fill = lambda row: np.pad(row, [(0, longest - row.shape[0])] + [(0, 0)] * (row.ndim - 1)) if row.ndim else row
-    return np.stack([fill(row) for row in rows])
+def _filled(row: Row, length: int) -> Row:
+    """A row of tokens as the only document of a packed one."""
+    size = len(row["token"])
+    place = np.arange(length)
+    return {name: np.pad(values, (0, length - size)) for name, values in row.items()} | {
+        "token_segment_ids": (place < size).astype(np.int32),
+        "token_positions": np.where(place < size, place, 0),
+    }
+
+
+def check_batch(batch: int) -> None:
+    """Raise `InputError` for a batch that is none, or that the processes cannot share."""
+    if batch < 1:
+        raise InputError(f"A batch needs at least 1 row; {batch} were asked for.")
+    if batch % jax.process_count():
+        raise InputError(f"A batch of {batch} rows does not split over {jax.process_count()} processes.")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paradec.errors import InputError
+
 SUBJECTS = (
     "the water cycle", "photosynthesis", "gravity", "the human heart", "plate tectonics", "vaccines", "black holes",
     "electric cars", "solar panels", "the internet", "encryption", "machine learning", "supply and demand",
@@ -85,9 +87,9 @@ TASKS = (
 
 
 def instructions(count: int, seed: int = 0) -> list[str]:
-    """`count` different instructions; a longer list begins with the shorter one. Raises `ValueError` beyond 5000."""
+    """`count` different instructions; a longer list begins with the shorter one. Raises `InputError` beyond 5000."""
     if count > 5000:
-        raise ValueError(f"There are instructions enough for 5000 prompts, not {count}.")
+        raise InputError(f"There are instructions enough for 5000 prompts, not {count}.")
     rng, found = np.random.default_rng(seed), {}
     kinds = (ABOUT, STORIES, PROGRAMS, TASKS)
     while len(found) < count:
@@ -113,8 +115,11 @@ def retold(asked: Sequence[str], answers: Sequence[str], count: int, seed: int =
     """`count` prompts with text to read in them: a model's own `answers` to the questions `asked`, to be summarised,
     questioned and told again. Each depends on the seed and its number alone.
 
-    So heads see long prompts and texts that quote their prompt, without a corpus.
+    So heads see long prompts and texts that quote their prompt, without a corpus. Raises `InputError` for fewer than 2
+    answers.
     """
+    if count and len(answers) < 2:
+        raise InputError(f"Prompts are retold from 2 answers each, and there are {len(answers)}; record more texts.")
     prompts = []
     for number in range(count):
         rng = np.random.default_rng((seed, number))

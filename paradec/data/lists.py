@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paradec.config import several
 from paradec.data.text import Row
 from paradec.errors import InputError
 
@@ -26,14 +27,15 @@ class Lists:
 
     def __init__(
         self, items: int = 6, symbols: int = 16, rows: int = 100_000, seed: int = 0,
-        operations: Sequence[str] = OPERATIONS,
+        operations: Sequence[str] | str = OPERATIONS,
     ):  # fmt: skip
+        operations = several(operations)
         unknown = [o for o in operations if o not in OPERATIONS]
         if unknown or not operations:
             raise InputError(f"There is no list operation {unknown[:1]}; there are {', '.join(OPERATIONS)}.")
         if not 2 <= items < symbols <= 26:
             raise InputError(f"{items} items and a new word need more than {items} symbols, 26 at most; not {symbols}.")
-        self.items, self.symbols, self.rows, self.seed, self.operations = items, symbols, rows, seed, tuple(operations)
+        self.items, self.symbols, self.rows, self.seed, self.operations = items, symbols, rows, seed, operations
 
     @property
     def none(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paradec.config import several
 from paradec.data.text import Row
 from paradec.errors import InputError
 
@@ -24,8 +25,9 @@ class Padded:
 
     def __init__(
         self, items: int = 8, symbols: int = 32, rows: int = 100_000, seed: int = 0,
-        operations: Sequence[str] = OPERATIONS, *, shortest: int = 4, longest: int = 24, answer: int = 32,
+        operations: Sequence[str] | str = OPERATIONS, *, shortest: int = 4, longest: int = 24, answer: int = 32,
     ):  # fmt: skip
+        operations = several(operations)
         unknown = [o for o in operations if o not in OPERATIONS]
         if unknown or not operations:
             raise InputError(f"There is no operation {unknown[:1]}; there are {', '.join(OPERATIONS)}.")
@@ -34,7 +36,7 @@ class Padded:
                 f"{shortest} (shortest), {items} (items) and {longest} (longest) must rise, from 2 at least, and stay "
                 f"below {symbols} symbols and {answer} tokens of answer."
             )
-        self.items, self.symbols, self.rows, self.seed, self.operations = items, symbols, rows, seed, tuple(operations)
+        self.items, self.symbols, self.rows, self.seed, self.operations = items, symbols, rows, seed, operations
         self.shortest, self.longest, self.answer = shortest, longest, answer
 
     @property

@@ -21,17 +21,17 @@ from safetensors import safe_open
 from paradec import config as configs
 from paradec import mesh
 from paradec.errors import InputError, ResourceError
-from paradec.io import tensor_file, text_file
+from paradec.io import json_lines, tensor_file, text_file
 from paradec.io.medusa import fingerprint
 from paradec.learn.objectives.medusa import HeadBatch
-from paradec.lm import LanguageModel, Request, precision
+from paradec.lm import LanguageModel, Request, Text, precision
 
 Record = dict[str, Any]
 
 
 def record(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: str | Sequence[Text],
     folder: Path,
     *,
     shard: int = 64,
@@ -41,11 +41,11 @@ def record(
 ) -> Path:
     """Decode `prompts` and keep, for each, its token ids, the new ones, and the call that settled each of those.
 
-    Keyword arguments are those of `lm.Request`; `told(shards done, shards)` is called after every shard. Process p of
-    n writes every nth shard. Returns `folder`, when all have written. Raises `InputError` where the folder holds
-    another recording.
+    A string by itself is one prompt. Keyword arguments are those of `lm.Request`; `told(shards done, shards)` is called
+    after every shard. Process p of n writes every nth shard. Returns `folder`, when all have written. Raises
+    `InputError` where the folder holds another recording.
     """
-    ask = Request(**request)
+    ask, prompts = Request(**request), configs.several(prompts)
     claim(folder, lm, prompts, {"shard": shard, "request": configs.as_json(ask), "method_args": method_args or {}})
     shards = -(-len(prompts) // shard)
     decoder = lm.decoder(ask, method_args)
@@ -75,7 +75,8 @@ def imagined(lm: LanguageModel, count: int, folder: Path, *, temperature: float 
     """
     mark = "\0"
     opening = lm.tokenizer.chat([{"role": "user", "content": mark}]).partition(mark)[0]
-    record(lm, [opening] * count, folder, raw=True, temperature=temperature, **request)
+    ids = lm.tokenizer.encode(opening, special=False)  # the template has put there what begins a text
+    record(lm, [ids] * count, folder, raw=True, temperature=temperature, **request)
     eos = set(lm.tokenizer.eos_ids)
     texts = (lm.tokenizer.decode([i for i in line["new"] if i not in eos]).strip() for line in read(folder))
     return list(dict.fromkeys(text for text in texts if text))
@@ -88,11 +89,21 @@ def read(folder: Path) -> Iterator[Record]:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            yield {name: json.loads(line)[name] for name in ("row", "prompt", "new", "settled")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"Line {number} of {path} is damaged ({error}); delete it and record again.") from None
+    try:
+        for _, found in json_lines.read(path, "a recording", _record):
+            yield found
+    except InputError as error:
+        raise InputError(f"{path} is damaged; delete it and record again. {error}") from error
+
+
+def _record(line: Any) -> Record:
+    names = ("row", "prompt", "new", "settled")
+    if not isinstance(line, dict) or not all(name in line for name in names):
+        raise ValueError(f"a record has {', '.join(names)}.")
+    ids = [*line["prompt"], *line["new"]] if isinstance(line["prompt"], list) and isinstance(line["new"], list) else []
+    if not ids or not all(isinstance(i, int) for i in ids):
+        raise ValueError("a record's texts are lists of token ids.")
+    return {name: line[name] for name in names}
 
 
 def hidden_states(lm: LanguageModel, folder: Path, *, length: int = 256, ahead: int = 4, batch: int = 16) -> HiddenRows:
@@ -143,8 +154,8 @@ class Texts:
 
     def split(self, every: int) -> tuple[Texts, Texts]:
         """As `HiddenRows.split` does."""
-        train = [text for n, text in enumerate(self.texts) if n % every != every - 1]
-        return Texts(train), Texts(self.texts[every - 1 :: every])
+        train, held = parted(len(self.texts), every)
+        return Texts([self.texts[n] for n in train]), Texts([self.texts[n] for n in held])
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -174,10 +185,9 @@ class HiddenRows:
         return {name: self.files[file].get_slice(name)[row] for name in ("hidden", "token", "learn")}
 
     def split(self, every: int) -> tuple[HiddenRows, HiddenRows]:
-        """All rows but every `every`th, and those: to train on and to measure with."""
-        numbers = range(len(self))
-        held = [n for n in numbers if n % every == every - 1]
-        return HiddenRows(self.paths, [n for n in numbers if n % every != every - 1]), HiddenRows(self.paths, held)
+        """All rows but every `every`th, and those, as `parted` does."""
+        train, held = parted(len(self), every)
+        return HiddenRows(self.paths, train), HiddenRows(self.paths, held)
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """How often each token is a target: int64 "V"."""
@@ -186,6 +196,20 @@ class HiddenRows:
             row = self[index]
             total += np.bincount(row["token"][row["learn"]], minlength=vocab_size)
         return total
+
+
+def parted(count: int, every: int) -> tuple[list[int], list[int]]:
+    """Of so many rows all but every `every`th, and those: to train on and to measure with.
+
+    Raises `InputError` where one of them is none.
+    """
+    held = range(every - 1, count, every) if every > 1 else range(0)
+    if not held:
+        raise InputError(
+            f"Of {count} texts every {every}th is to be held out, which leaves none to train on or none to measure "
+            "with. Give more texts, or hold out another share."
+        )
+    return [n for n in range(count) if n not in held], [*held]
 
 
 def head_batch(rows: dict[str, np.ndarray]) -> HeadBatch:

@@ -118,7 +118,7 @@ class Walk:
 
 def record(
     lm: LanguageModel,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: str | Sequence[str | Sequence[int]],
     folder: Path,
     *,
     block: int,
@@ -136,7 +136,7 @@ def record(
     `folder`, when all have written. Raises `InputError` where the folder holds another recording.
     """
     ask = Request(**request)
-    encoded = [lm.encode(prompt, raw=ask.raw) for prompt in prompts]
+    encoded = [lm.encode(prompt, raw=ask.raw) for prompt in configs.several(prompts)]
     asked = {"block": block, "along": along, "options": dict(options or {}), "shard": shard}
     claim(folder, lm, encoded, asked | {"request": configs.as_json(ask)})
     walk, shards = Walk.of(lm, ask, block, along, options or {}), -(-len(encoded) // shard)
@@ -179,7 +179,14 @@ class FilterRows:
 
     def split(self, every: int) -> tuple[FilterRows, FilterRows]:
         """The calls of all prompts but every `every`th, and of those: to train on and to measure with."""
+        if every < 2:
+            raise InputError(f"Every {every}th prompt cannot be held out; take at least every 2nd.")
         held = self.columns["row"] % every == every - 1
+        if held.all() or not held.any():
+            raise InputError(
+                f"Of every {every} prompts the last is held out, and the recorded calls have none to train on or none "
+                "to measure with. Record more prompts, or hold out another share."
+            )
         part = lambda which: FilterRows({name: x[which] for name, x in self.columns.items()})
         return part(~held), part(held)
 

@@ -107,14 +107,32 @@ def test_held_out_rows_come_once_in_one_shape(monkeypatch):
     assert sorted(parts) == list(range(10))
 
 
-def test_held_out_rows_of_any_length():
-    batch = next(iter(chain.HeldOut(Rows(5, ragged=True), 5)))
-    assert batch.token.shape == (5, 6) and batch.learn.sum(1).tolist() == [2, 3, 4, 5, 6]
+def test_held_out_rows_of_any_length(monkeypatch):
+    """They are filled to one length, whichever process reads them, and the filling is apart from the document."""
+    held = chain.HeldOut(Rows(8, ragged=True), 4, length=7)
+    sizes = [2, 3, 4, 5, 6, 2, 3, 4]
+    for first, batch in zip((0, 4), held, strict=True):
+        assert batch.token.shape == (4, 7) and batch.learn.sum(1).tolist() == sizes[first : first + 4]
+        np.testing.assert_array_equal(batch.segment, batch.learn)
+        for size, place in zip(sizes[first : first + 4], batch.position, strict=True):
+            assert place[:size].tolist() == list(range(size))
+    shapes = set()
+    for index in (0, 1):
+        as_process(monkeypatch, index, 2)
+        shapes |= {batch.token.shape for batch in held}
+    assert shapes == {(2, 7)}
 
 
 def test_batches_that_cannot_be(monkeypatch):
     with pytest.raises(InputError, match="3 rows, less than one batch of 4"):
         chain.batches(Rows(3), 4)
+    with pytest.raises(InputError, match="no rows to learn from"):
+        chain.batches(Rows(0), 4, pack=8)
+    with pytest.raises(InputError, match="no row is held out"):
+        chain.HeldOut(Rows(0), 4)
+    for make in (chain.batches, chain.HeldOut):
+        with pytest.raises(InputError, match="at least 1 row; 0 were asked for"):
+            make(Rows(8), 0)
     as_process(monkeypatch, 0, 3)
     for make in (chain.batches, chain.HeldOut):
         with pytest.raises(InputError, match="4 rows does not split over 3 processes"):

@@ -3,6 +3,7 @@
 import pytest
 
 from paradec.data.instructions import instructions, retold
+from paradec.errors import InputError
 
 
 def test_instructions_are_different_and_begin_alike():
@@ -11,7 +12,7 @@ def test_instructions_are_different_and_begin_alike():
     assert instructions(300, seed=1) != some
     assert not any("{" in prompt for prompt in more)
     assert len({prompt.split()[0] for prompt in more}) > 15
-    with pytest.raises(ValueError, match="5000"):
+    with pytest.raises(InputError, match="5000"):
         instructions(5001)
 
 
@@ -24,3 +25,9 @@ def test_retold_prompts_hold_the_answers_and_their_questions():
         for question, answer in zip(asked, answers, strict=True):
             assert question not in prompt or answer.strip() in prompt
     assert any("Question: What is b?" in prompt for prompt in prompts)
+
+
+def test_prompts_cannot_be_retold_from_one_answer():
+    assert retold(["What is a?"], ["A."], 0) == []
+    with pytest.raises(InputError, match="from 2 answers each, and there are 1"):
+        retold(["What is a?"], ["A."], 3)

@@ -35,6 +35,7 @@ def test_random_places_are_even():
 
 
 def test_bad_input():
+    assert Lists(operations="sort").operations == ("sort",)
     with pytest.raises(InputError, match="There is no list operation"):
         Lists(operations=["swap"])
     with pytest.raises(InputError, match="need more than 6 symbols"):

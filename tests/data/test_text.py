@@ -16,6 +16,21 @@ def test_windows_predict_every_token_once():
     assert predicted == list(range(1, 31))
 
 
+@pytest.mark.parametrize("length", [2, 3, 4, 7, 30, 31])
+@pytest.mark.parametrize("size", [31, 32, 34, 36])
+def test_windows_learn_every_token_once_to_the_end(size, length):
+    rows = text.Windows(np.arange(size), length)
+    learned = [row["token"][1:][row["learn"][1:]].tolist() for row in (rows[i] for i in range(len(rows)))]
+    assert list(itertools.chain(*learned)) == list(range(1, size)) and all(learned)
+    moved = text.Windows(np.arange(size), length, jitter=True)
+    seen = set()
+    for seed, i in itertools.product(range(40), range(len(moved))):
+        row = moved.moved(i, np.random.default_rng(seed))
+        assert row["token"].shape == row["learn"].shape == (length,) and row["learn"].any()
+        seen |= set(row["token"][1:][row["learn"][1:]].tolist())
+    assert size - 1 in seen
+
+
 def test_moved_windows_stay_inside_and_vary():
     rows = text.Windows(np.arange(31), 7, jitter=True)
     firsts = {int(rows.moved(4, np.random.default_rng(seed))["token"][0]) for seed in range(40)}
@@ -33,6 +48,15 @@ def test_windows_that_cannot_be(size, length, words):
         text.Windows(np.arange(size), length)
 
 
+def test_a_text_is_split_and_each_side_needs_a_row():
+    parts = text.split("abcdefghij" * 4, 0.25)
+    assert parts == ("abcdefghij" * 3, "abcdefghij")
+    train, held = text.windows(*parts, text.Characters("abcdefghij").encode, 10)
+    assert train.jitter and not held.jitter and (len(train), len(held)) == (4, 1)
+    with pytest.raises(InputError, match="The held-out text has 2 tokens, less than one window of 5"):
+        text.windows("ababababa", "ab", text.Characters("ab").encode, 5)
+
+
 def test_characters():
     tokens = text.Characters("hello, world")
     assert tokens.decode(tokens.encode("held low")) == "held low" and tokens.vocab_size == 9
@@ -44,7 +68,13 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin").write_bytes("grüße".encode("latin-1"))
     (tmp_path / "a").write_text("ä")
     assert text.read([tmp_path / "a", tmp_path / "a"]) == "ää"
-    for name, words in (("latin", "not UTF-8 text .byte 2"), ("missing", "There is no file"), (".", "cannot be read")):
+    (tmp_path / "marked").write_text("b\n", encoding="utf-8-sig")
+    assert text.read([tmp_path / "marked", tmp_path / "marked"]) == "b\nb\n"
+    assert text.read(str(tmp_path / "a")) == text.read(tmp_path / "a") == "ä"
+    for name, words in (
+        ("latin", "not UTF-8 text .byte 2"), ("missing", "There is no file"), (".", "cannot be read"),
+        ("nul\0", "cannot be read"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             text.read([tmp_path / name])
 

@@ -96,7 +96,7 @@ def test_a_damaged_record_is_named(lm, folder, tmp_path):
     traces.record(lm, PROMPTS, tmp_path, **ASK)
     path = tmp_path / "00001.jsonl"
     path.write_text(path.read_text().splitlines()[0] + '\n{"row": 3')
-    with pytest.raises(InputError, match=r"Line 2 of .*00001\.jsonl is damaged"):
+    with pytest.raises(InputError, match=r"00001\.jsonl is damaged; delete it .* Line 2 of"):
         list(traces.read(tmp_path))
 
 
