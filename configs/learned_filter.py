@@ -21,14 +21,17 @@ class Calls:
     items: int = 8
     """As for train/masked.py."""
     files: tuple[Path, ...] = ()
+    """JSONL files of prompts, for the task `files`."""
     prompts: int = 4096
     """Prompts of the task; of each file, at most."""
     new_tokens: int = 32
+    """Tokens of an answer."""
     block: int = 8
     """Block length, for which alone the filter is good then."""
     along: tuple[str, ...] = ("oracle",)
     """Rules that are walked along, with their defaults; all prompts are decoded with each."""
     batch: int = 64
+    """Rows decoded together."""
     held_out: int = 10
     """The calls of every so manieth prompt measure the filter and are not trained on."""
 
@@ -45,6 +48,7 @@ class Filter:
     """The filter and what it is told."""
 
     width: int = 64
+    """Width of its hidden layer."""
     wrong: float = 1.0
     """What a proposal that is not final counts, beside one that is: above 1 the filter is more careful."""
 
@@ -54,6 +58,7 @@ class LearnedFilter:
     """Everything about one filter."""
 
     model: str = "out/padded/model"
+    """The base: a diffusion model's folder, or a hub id."""
     calls: Calls = Calls()
     filter: Filter = Filter()
     plan: Plan = Plan(steps=20_000, learning_rate=1e-2, warmup=0, floor=0.05, weight_decay=0.01, beta2=0.999)
@@ -62,6 +67,7 @@ class LearnedFilter:
     dtype: str = "float32"
     """Of the base model."""
     seed: int = 0
+    """Of the filter's first weights and the order of the calls."""
     run: Run = Run(out=Path("out/filter-padded"), evaluate_every=5000, save_every=5000)
 
 

@@ -17,12 +17,19 @@ class Shape:
     """A new decoder. Its vocabulary is the data's."""
 
     layers: int = 4
+    """Layers."""
     width: int = 128
+    """Width of the residual stream."""
     heads: int = 4
+    """Query heads."""
     kv_heads: int = 4
+    """Heads of keys and values."""
     head_dim: int = 32
+    """Width of a head."""
     mlp: int = 344
+    """Width inside an MLP."""
     tied: bool = True
+    """The embedding is also the output's table."""
     theta: float = 10_000.0
     """Base of the rotary positions."""
 
@@ -34,6 +41,7 @@ class Data:
     kind: Literal["markov", "text", "chats"] = "markov"
     """Synthetic text of known entropy, plain text files, or JSONL conversations."""
     files: tuple[Path, ...] = ()
+    """Files of text or conversations."""
     tokens: str = "characters"
     """How text becomes tokens: its characters, or the name of a model whose tokenizer does it."""
     length: int = 65
@@ -60,8 +68,11 @@ class Devices:
     """How the devices are used: rows over `data` (-1: all that are left), heads and widths over `model`."""
 
     data: int = -1
+    """Devices over which rows are split; -1: all that are left."""
     model: int = 1
+    """Devices over which heads and widths are split."""
     rules: Literal["replicated", "tensor", "fsdp"] = "fsdp"
+    """How weights lie: whole on every device, split over `model`, or split over all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +92,7 @@ class Lm:
     """Compute each layer again in the backward pass: less memory, a third more work."""
     devices: Devices = Devices()
     seed: int = 0
+    """Of the first weights, the order of the rows and all noise."""
     run: Run = Run(out=Path("out/lm"))
 
 

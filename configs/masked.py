@@ -24,6 +24,7 @@ class Data:
     operations: tuple[str, ...] = ()
     """What is done to lists; none named: everything, and one named twice comes twice as often."""
     files: tuple[Path, ...] = ()
+    """Files of text."""
     length: int = 64
     """Characters of a row; a multiple of the block."""
     held_out: float = 0.1
@@ -48,6 +49,7 @@ class Masked:
     """Rows of one step, over all devices."""
     devices: Devices = Devices()
     seed: int = 0
+    """Of the first weights, the order of the rows and all noise."""
     run: Run = Run(out=Path("out/lists"), evaluate_every=1000, save_every=1000)
 
 

@@ -27,7 +27,9 @@ class Text:
     retold: int = 0
     """Prompts made of the model's own answers, which it is to summarise, to question and to tell again."""
     new_tokens: int = 128
+    """Tokens of an answer at most."""
     batch: int = 32
+    """Rows decoded together."""
     length: int = 256
     """Tokens of one text, prompt included, from which hidden states are computed; twice as many where it is retold."""
     held_out: int = 20
@@ -45,6 +47,7 @@ class Heads:
     """The heads and the tree that is grown from their accuracy."""
 
     count: int = 4
+    """Heads, each for one token further ahead."""
     layers: int = 1
     """Residual blocks of a head."""
     short_list: int = 4096
@@ -62,10 +65,13 @@ class Joint:
     """Medusa-2: a second stage in which the base learns too, by adapters and its final norm. Off with 0 steps."""
 
     steps: int = 0
+    """Steps of this stage; 0 is off."""
     learning_rate: float = 5e-4
     """Of the adapters; the heads learn four times as fast."""
     rank: int = 32
+    """Rank of the adapters."""
     alpha: float = 16.0
+    """What the adapters add is multiplied by alpha over rank."""
     weight: float = 0.2
     """Of the heads' loss beside the base's."""
     rise: Literal["constant", "sine", "linear"] = "constant"
@@ -75,6 +81,7 @@ class Joint:
     rows: int = 4
     """Rows of `length` tokens in a step."""
     length: int = 256
+    """Tokens of a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Medusa:
     """Everything about one set of heads."""
 
     model: str = "smollm2-135m"
+    """The base: a preset, a folder, a .gguf file or a hub id."""
     text: Text = Text()
     heads: Heads = Heads()
     joint: Joint = Joint()
@@ -91,6 +99,7 @@ class Medusa:
     dtype: str = "float32"
     """Of the base model."""
     seed: int = 0
+    """Of the heads' first weights, the texts and the order of the rows."""
     run: Run = Run(out=Path("out/medusa"))
 
 

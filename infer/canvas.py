@@ -30,8 +30,9 @@ from jaxtyping import Float, PyTree
 from rich.table import Table
 
 from paradec import params
-from paradec.cli import OUT, cache_compilations, guarded, write
 from paradec.comparison import device, versions
+from paradec.compile_cache import cache_compilations
+from paradec.console import OUT, write
 from paradec.data import text
 from paradec.decode import loop
 from paradec.decode.canvas import Canvas
@@ -39,6 +40,7 @@ from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.unmasking.compose import compose
 from paradec.errors import InputError
 from paradec.evals.drift import drift
+from paradec.guard import guarded
 from paradec.io.hf import load_hf
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.shapes import shape
@@ -55,6 +57,7 @@ class Run:
     """What to measure."""
 
     sections: tuple[str, ...] = ("overhead", "caches")
+    """What to measure, of overhead and caches."""
     shape: str = "smollm2-135m"
     """Overhead: a shape of paradec.models.shapes, with random weights in float32."""
     block: int = 32

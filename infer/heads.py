@@ -20,10 +20,11 @@ import numpy as np
 import tyro
 
 import paradec
-from paradec.cli import cache_compilations, guarded
 from paradec.comparison import device
+from paradec.compile_cache import cache_compilations
 from paradec.data import chain
 from paradec.errors import InputError
+from paradec.guard import guarded
 from paradec.learn import traces
 from paradec.learn.objectives.medusa import accuracy
 from paradec.models.heads import ShortList
@@ -40,13 +41,17 @@ class Heads:
     out: Path
     """Folder of the recording and of heads.json, the result."""
     limit: int = 200
+    """Prompts to read."""
     model: str = "smollm2-135m"
+    """A name that paradec loads."""
     heads: str = ""
     """A safetensors file; empty: the heads that paradec ships for the model."""
     num_draft: tuple[int, ...] = (15,)
     """Nodes of the tree, root not counted."""
     batch: int = 8
+    """Rows decoded together."""
     new_tokens: int = 64
+    """Tokens of an answer at most."""
     length: int = 1024
     """Tokens of a text, prompt included, on which accuracy is measured; longer ones keep their end."""
 

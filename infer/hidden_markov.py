@@ -17,9 +17,11 @@ import jax
 import numpy as np
 import tyro
 
-from paradec.cli import OUT, cache_compilations, guarded
+from paradec.compile_cache import cache_compilations
+from paradec.console import OUT
 from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import bare, filled
+from paradec.guard import guarded
 from paradec.models.posterior import HiddenMarkov, random_chain
 
 RULES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -40,14 +42,21 @@ class Run:
     """What to measure."""
 
     length: int = 64
+    """Positions of a text."""
     block: int = 32
+    """Block length."""
     vocab: int = 24
+    """States of a chain."""
     sharpness: float = 0.1
     """Concentration of the transitions' Dirichlet law: smaller is more certain."""
     accuracies: tuple[float, ...] = (0.9, 0.7, 0.5, 0.0)
+    """How often an observation is right, a row of the table each; 0: nothing is observed."""
     instances: int = 64
+    """Chains and texts."""
     seed: int = 0
+    """Of the chains and texts."""
     rules: tuple[str, ...] = tuple(RULES)
+    """Rules of the table."""
 
 
 @dataclasses.dataclass(frozen=True)

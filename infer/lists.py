@@ -17,12 +17,14 @@ from pathlib import Path
 
 import tyro
 
-from paradec.cli import OUT, cache_compilations, guarded, write
+from paradec.compile_cache import cache_compilations
+from paradec.console import OUT, write
 from paradec.data.lists import OPERATIONS, Lists
 from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import Trial, ask
 from paradec.evals.parallelbench import theory
 from paradec.evals.sweeps import named, settings
+from paradec.guard import guarded
 from paradec.io.hf import load_hf
 from paradec.viz.trade_off import trade_off
 
@@ -34,12 +36,17 @@ class Run:
     model: Path
     """A folder that train/masked.py wrote."""
     out: Path
+    """Where to write every trial as JSON."""
     png: Path | None = None
+    """Where to draw accuracy over tokens per call."""
     items: int = 6
+    """Items of a list."""
     rows: int = 1000
     """Prompts of each operation."""
     operations: tuple[str, ...] = OPERATIONS
+    """Operations to be measured."""
     rules: tuple[str, ...] = ("random",)
+    """Rules that are swept."""
     drawn: tuple[str, ...] = ("copy", "sort", "replace_random", "shuffle", "insert_random", "remove_random")
     """Operations in the figure."""
 

@@ -19,11 +19,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import tyro
 
-from paradec.cli import ERR, OUT, cache_compilations, guarded, write
+from paradec.compile_cache import cache_compilations
+from paradec.console import ERR, OUT, write
 from paradec.data.tasks import TASKS
 from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import Answers, Questions, Trial, ask, matched
 from paradec.evals.sweeps import SWEEPS, named, settings
+from paradec.guard import guarded
 from paradec.io.confidence_filter import load_filter
 from paradec.io.hf import load_hf
 
@@ -33,13 +35,17 @@ class Run:
     """What to measure."""
 
     task: Literal["lists", "sums", "padded"]
+    """What the model was trained on."""
     model: Path
     """A folder that train/masked.py wrote."""
     out: Path
+    """Where to write every trial as JSON."""
     rows: int = 500
+    """Questions."""
     block: int = 0
     """Block length; 0: the whole answer is one block."""
     rules: tuple[str, ...] = tuple(SWEEPS)
+    """Rules that are swept."""
     filter: Path | None = None
     """What train/learned_filter.py left for this model."""
     within: float = 0.01

@@ -123,6 +123,19 @@ def parse(name: str, pairs: Iterable[str]) -> dict[str, Any]:
     return out
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `InputError` for what no model could make right: a number out of its range, options at odds.
+
+    For options as `parse` returns them. What a model or a file has to say on them comes later.
+    """
+    if unmasks(name):
+        return unmasking.check_options(name, options)
+    row = find(name)
+    check(name, options)
+    own = {key: value for key, value in options.items() if key not in ("accept", row.part)}
+    _check_values(row, own, options.get("accept", "match"))
+
+
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Raise `UnknownName` for the first option that the method does not have."""
     row = find(name)

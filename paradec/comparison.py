@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ import numpy as np
 
 from paradec import catalog
 from paradec.lm import Decoder, Generation, LanguageModel, Request, Text
+
+COLD = -1
+"""The turn that compiles, before those that are timed."""
+Track = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,7 @@ def compare(
     *,
     repeats: int = 3,
     method_args: dict[str, dict[str, Any]] | None = None,
+    track: Track = iter,
     **request: Any,
 ) -> Comparison:
     """Decode `prompts` with every method, plain decoding always among them (`catalog.reference`), and compare.
@@ -101,6 +107,7 @@ def compare(
     Each batch is first decoded once by every method (compilation and warm-up, also the texts compared), then `repeats`
     rounds are timed, methods in turn within a batch, so that a machine's drift meets all of them alike; 0 repeats give
     texts and counts alone. `request` is that of `lm.generate`; `method_args` maps a method's name to its options.
+    `track` gets what there is to run, and passes it through: for a progress bar, such as `console.track`.
     """
     plain = catalog.reference(lm.model)
     names = list(dict.fromkeys([plain, *methods]))
@@ -111,17 +118,16 @@ def compare(
         ask = dataclasses.replace(base, method=name)
         exact = catalog.promises(name, args.get(name, {}), base.temperature)
         runners[name] = Runner(ask, lm.decoder(ask, args.get(name)), exact, seconds=[0.0] * repeats)
+    turns = (COLD, *range(repeats))
     encoded = [lm.encode(p, raw=base.raw) for p in prompts]
     shown = [p if isinstance(p, str) else lm.tokenizer.decode(list(p)) for p in prompts]
-    for first in range(0, len(encoded), base.batch_size):
-        batch = encoded[first : first + base.batch_size]
+    for first, turn, name in track([*itertools.product(range(0, len(encoded), base.batch_size), turns, names)]):
+        batch, runner = encoded[first : first + base.batch_size], runners[name]
         rows = range(first, first + len(batch))
-        for runner in runners.values():
+        if turn == COLD:
             warm_up(lm, runner, batch, rows, [shown[r] for r in rows])
-        for repeat in range(repeats):
-            for runner in runners.values():
-                results = lm.decode(runner.decoder, batch, runner.ask, rows)
-                runner.seconds[repeat] += results[0].seconds
+        else:
+            runner.seconds[turn] += lm.decode(runner.decoder, batch, runner.ask, rows)[0].seconds
     entries = tuple(entry(lm, encoded, name, runners, plain) for name in names)
     return Comparison(
         model=lm.name,

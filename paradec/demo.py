@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
+from typing import Annotated
 
+import tyro
 from rich.rule import Rule
 
 from paradec import viz
+from paradec.commands import options as o
+from paradec.commands.compare import show
+from paradec.console import ERR, OUT, say, track
 
 PROMPT = (
     "Repeat this list:\n"
@@ -19,14 +25,22 @@ METHODS = ("ar", "prompt_lookup", "jacobi", "lookahead", "medusa")
 OPTIONS = {"medusa": {"num_draft": 7}}
 
 
-def demo(model: str = "smollm2-135m", max_new_tokens: int = 96, prompt: str = PROMPT, repeats: int = 3) -> int:
+def demo(
+    model: o.ModelName = "smollm2-135m",
+    max_new_tokens: Annotated[int, tyro.conf.arg(help="Tokens of the text at most.")] = 96,
+    prompt: Annotated[str, tyro.conf.arg(help="The text to continue.", help_behavior_hint="")] = PROMPT,
+    repeats: o.Repeats = 3,
+) -> int:
     """Load the model, draw each method's decode as it happens, and time them against each other."""
-    from paradec.cli import ERR, OUT, load_model, show_comparison
     from paradec.comparison import compare
     from paradec.parts import shipped
 
+    o.Sample(max_new_tokens=max_new_tokens).request()
+    o.check_prompt(prompt)
+    o.check_repeats(repeats)
+
     begin = time.perf_counter()
-    lm = load_model(model, "float32")
+    lm = o.load_model(model, "float32")
     methods = [name for name in METHODS if name != "medusa" or shipped(lm)]
     OUT.print(Rule(f"paradec: {model}, one text, {len(methods)} ways"))
     loaded = time.perf_counter() - begin
@@ -39,9 +53,10 @@ def demo(model: str = "smollm2-135m", max_new_tokens: int = 96, prompt: str = PR
         steps = lm.stream(prompt, method=method, method_args=OPTIONS.get(method), max_new_tokens=max_new_tokens)
         viz.render(viz.live((step.trace() for step in steps), OUT), OUT)
         OUT.print()
-    ERR.print("Timing: every method decodes the text again, in turn…", style="dim")
-    report = compare(lm, [prompt], methods, repeats=repeats, method_args=OPTIONS, max_new_tokens=max_new_tokens)
-    show_comparison(report)
+    say("Timing: every method decodes the text again, in turn…")
+    ask = {"method_args": OPTIONS, "max_new_tokens": max_new_tokens, "track": partial(track, label="Timing")}
+    report = compare(lm, [prompt], methods, repeats=repeats, **ask)
+    show(report)
     other = [entry.method for entry in report.methods if entry.identical < entry.total]
     same = f"{', '.join(other)} wrote other tokens than ar" if other else "every method wrote the same tokens"
     OUT.print(

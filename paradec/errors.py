@@ -23,10 +23,11 @@ class UnknownName(ParadecError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
         known = sorted(known)
+        shown = repr(name) if len(name) <= 100 else f"{name[:60]!r}…"
         near = difflib.get_close_matches(name, known, n=1)
         suggestion = f" Did you mean {near[0]!r}?" if near else ""
         choices = f" Known: {', '.join(known)}." if known else ""
-        super().__init__(f"There is no {kind} named {name!r}.{suggestion}{choices}{' ' + hint if hint else ''}")
+        super().__init__(f"There is no {kind} named {shown}.{suggestion}{choices}{' ' + hint if hint else ''}")
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])

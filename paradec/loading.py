@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paradec.console import track
 from paradec.errors import InputError
 from paradec.io import gguf, hf
 from paradec.io.generation_config import read_defaults
@@ -36,11 +36,11 @@ def load(
     """
     check_dtype(dtype)
     source = resolve(name, quiet=not progress)
-    track = partial(bar, label=f"Loading {name}") if progress else iter
+    follow = partial(track, label=f"Loading {name}") if progress else iter
     if source.kind == "hf":
-        model, weights = hf.load_hf(source.path, dtype, track, mask_id=mask_id, block=block)
+        model, weights = hf.load_hf(source.path, dtype, follow, mask_id=mask_id, block=block)
     elif mask_id is None and block is None:
-        model, weights = gguf.load_gguf(source.path, dtype, track)
+        model, weights = gguf.load_gguf(source.path, dtype, follow)
     else:
         raise InputError(f"{name} is a GGUF file, and mask_id and block belong to diffusion models. Leave them out.")
     defaults = read_defaults(source.path) if source.kind == "hf" else {}
@@ -75,12 +75,3 @@ def _tokenizer(source: Source) -> Tokenizer:
     if source.kind == "gguf":
         return Tokenizer.from_gguf(gguf.read_metadata(source.path))
     return Tokenizer.from_folder(source.path)
-
-
-def bar(names: Sequence[str], label: str) -> Iterable[str]:
-    """A progress bar over tensors on stderr; nothing where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(names, label, console=console, transient=True, disable=not console.is_terminal)

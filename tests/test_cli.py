@@ -111,12 +111,106 @@ def test_methods_and_models(capsys):
         ([], "Give either"),
         (["--prompt", "x", "--prompts", "y"], "Give either"),
         (["--prompt", "x", "--dtype", "int8"], "cannot be loaded as 'int8'. Use float32"),
+        (["--prompt", "None", "--raw", "--stop", ""], "A stop string is empty"),
+        (["--prompt", "x", "--temperature", "nan"], "temperature must be"),
+        (["--prompt", "x", "--method", "threshold", "--method-arg", "tau=nan"], "tau is a confidence"),
+        (["--prompt", "x", "--method", "threshold", "--method-arg", f"block={10**20}"], "at most"),
+        (["--prompt", "x", "--method", "jacobi", "--method-arg", "window=0"], "at least 1"),
+        (["--prompts", "p" * 5000], "Cannot read"),
+        (["--prompts", "a\0b"], "Cannot read"),
     ],
 )
 def test_bad_input_is_a_sentence_and_status_2(model, capsys, argv, hint):
     status, out, err = run(capsys, "generate", "--model", model, *argv)
     assert status == 2 and out == ""
     assert hint in err and "Traceback" not in err
+
+
+SORT = ("--model", "lists", "--prompt", "sort - - D A C B F E", "--max-new-tokens", "6")
+TRACE, COMPARE, BENCH = ("trace", *SORT), ("compare", *SORT), ("bench", "parallelbench")
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        ((*TRACE, "--png", "none/x.png"), "There is no folder none"),
+        ((*TRACE, "--png", "x.docx"), "must end in .png or .pdf or .svg"),
+        ((*TRACE, "--png", "x"), "must end in .png or .pdf or .svg"),
+        ((*TRACE, "--html", ""), "is a folder"),
+        ((*TRACE, "--html", "x.png", "--png", "x.png"), "name one file"),
+        ((*TRACE, "--max-new-tokens", "0"), "max_new_tokens must be at least 1"),
+        (("trace", "--prompt", " "), "The prompt is empty"),
+        ((*COMPARE, "--json", "/proc/x.json"), "cannot be written"),
+        ((*COMPARE, "--html", "."), "is a folder"),
+        ((*COMPARE, "--repeats", "-1"), "repeats must be at least 0"),
+        ((*COMPARE, "--methods", "threshold", "--method-arg", "tau=-1"), "tau is a confidence"),
+        ((*BENCH, "--items", "0"), "copy takes 1 to 256 items; 0 were given"),
+        ((*BENCH, "--items", "1000000"), "256 items"),
+        ((*BENCH, "--items", "100", "--operations", "copy,shuffle"), "more orders than an exact table holds"),
+        ((*BENCH, "--items", "1", "--operations", "copy,remove"), "remove takes 2 to"),
+        ((*BENCH, "--temperature", "nan"), "temperature must be 0"),
+        ((*BENCH, "--operations", "copy,swap"), "no operation 'swap'"),
+        ((*BENCH, "--operations", ""), "at least one operation"),
+        ((*BENCH, "--rules", "random,wyno"), "rule to sweep"),
+        ((*BENCH, "--png", "x.docx"), "must end in"),
+        ((*BENCH, "--json", "none/x"), "There is no folder none"),
+        ((*BENCH, "--model", "lists", "--tasks", "copy,sumary"), "ParallelBench task"),
+        ((*BENCH, "--model", "lists", "--tasks", ","), "at least one task"),
+        ((*BENCH, "--model", "lists", "--methods", "tresh"), "no method named 'tresh'"),
+        ((*BENCH, "--model", "lists", "--batch-size", "0"), "batch_size must be at least 1"),
+        (("demo", "--max-new-tokens", "0"), "max_new_tokens must be at least 1"),
+        (("demo", "--repeats", "-1"), "repeats must be at least 0"),
+        (("demo", "--prompt", ""), "The prompt is empty"),
+        (("explain", "--model", "tinny"), "Did you mean 'tiny'"),
+        (("explain", "--model", "tiny", "--dtype", "int8"), "Use float32"),
+        (("explain", "--model", "tiny", "--method", "jacobi", "--method-arg", "window=0"), "at least 1"),
+    ],
+    ids=lambda value: " ".join(value[-4:]) if isinstance(value, tuple) else None,
+)
+def test_what_is_wrong_is_said_before_any_work(capsys, monkeypatch, tmp_path, argv, hint):
+    """No model is loaded, nothing is decoded or compiled, and no file is left."""
+
+    def work(*_, **__):
+        pytest.fail("work began")
+
+    for place in ("paradec.loading.load", "paradec.evals.parallelbench.exact._measure", "paradec.explain.api.ask"):
+        monkeypatch.setattr(place, work)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *argv)
+    assert status == 2 and out == "" and not list(tmp_path.iterdir())
+    assert hint in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["m" * 5000, "", "a\0b", "~nobody/x", "/", "/dev/null", "\udcff", "a/" * 2000])
+def test_names_that_mean_no_model(capsys, name):
+    status, _, err = run(capsys, "generate", "--model", name, "--prompt", "x")
+    assert status == 2 and 0 < len(err) < 500 and "Traceback" not in err
+
+
+def test_a_model_says_how_it_wants_to_be_sampled(capsys, tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny")
+    wanted = {"do_sample": True, "temperature": 0.6, "top_k": 0, "top_p": 0.95}
+    (folder / "generation_config.json").write_text(json.dumps(wanted))
+    ask = ("generate", "--model", folder, "--prompt", "abc", "--max-new-tokens", 8, "--json")
+    plain, told = run(capsys, *ask)[1:]
+    assert told.count("temperature 0.6, top_p 0.95; --defaults model does that.") == 1
+    text = lambda out: json.loads(out)["token_ids"]
+    status, out, told = run(capsys, *ask, "--defaults", "model")
+    assert status == 0 and "--defaults" not in told
+    asked = ("--temperature", 0.6, "--top-p", 0.95)
+    assert text(out) == text(run(capsys, *ask, *asked)[1]) != text(plain)
+    assert text(run(capsys, *ask, "--defaults", "model", "--temperature", 0)[1]) == text(plain), "options win"
+
+
+def test_a_word_is_no_missing_option(model, capsys):
+    status, out, _ = run(capsys, "generate", "--model", model, "--prompt", "None", "--max-new-tokens", 2, "--json")
+    assert status == 0 and json.loads(out)["prompt"] == "None"
+
+
+def test_methods_show_what_they_take(capsys):
+    _, out, _ = run(capsys, "methods")
+    assert "draft_model: draft=MODEL or layers:N" in out and "medusa: heads=FILE" in out
+    assert "block=the model's own" in out and "block=32" not in out
 
 
 def test_unknown_model(capsys):

@@ -23,10 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.learned_filter import PRESETS, LearnedFilter
 from paradec import config as configs
 from paradec import load, mesh, params
-from paradec.cli import cache_compilations, guarded, say
+from paradec.compile_cache import cache_compilations
+from paradec.console import say
 from paradec.data import chain
 from paradec.data.tasks import TASKS
 from paradec.errors import InputError
+from paradec.guard import guarded
 from paradec.io.confidence_filter import TrainedFilter, save_filter
 from paradec.io.medusa import fingerprint
 from paradec.learn import loop, watched

@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.lm import PRESETS, Data, Lm
 from paradec import config as configs
 from paradec import load, mesh, params
-from paradec.cli import guarded, say
+from paradec.console import say
 from paradec.data import chain, chats, text
 from paradec.data.synthetic import Markov
 from paradec.errors import InputError
+from paradec.guard import guarded
 from paradec.io.hf import save_hf
 from paradec.learn import flops, loop
 from paradec.learn.objectives.next_token import NextToken

@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ and tra
 from configs.masked import PRESETS, Data, Masked
 from paradec import config as configs
 from paradec import mesh, params
-from paradec.cli import guarded, say
+from paradec.console import say
 from paradec.data import chain, text
 from paradec.data.tasks import RAGGED, TASKS
 from paradec.errors import InputError
+from paradec.guard import guarded
 from paradec.io.hf import save_hf
 from paradec.io.tokenizer import save_words
 from paradec.learn import loop

@@ -25,10 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.medusa import PRESETS, Medusa
 from paradec import config as configs
 from paradec import load, mesh, params
-from paradec.cli import cache_compilations, guarded, say
+from paradec.compile_cache import cache_compilations
+from paradec.console import say
 from paradec.data import chain
 from paradec.data.instructions import instructions, retold
 from paradec.errors import InputError
+from paradec.guard import guarded
 from paradec.io.hf import save_hf
 from paradec.io.medusa import Trained, fingerprint, save_medusa
 from paradec.learn import loop, traces

@@ -4,92 +4,99 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
+from functools import partial
 from typing import Annotated
 
 import tyro
 
+from paradec.commands import options as o
+from paradec.console import OUT, say, track, write
 from paradec.errors import InputError, UnknownName
+from paradec.io import whole_file
+
+arg = tyro.conf.arg
 
 
 def bench(
-    benchmark: tyro.conf.Positional[str] = "parallelbench",
-    model: Annotated[str, tyro.conf.arg(help="`exact`: the true posterior of list operations; or a model.")] = "exact",
-    items: int = 6,
-    operations: str = "copy,replace,shuffle,insert,remove",
-    rules: str = "random,threshold,factor,entropy,eb",
-    decodes: int = 2000,
-    temperature: float = 1.0,
-    tasks: str = "copy,reverse,sort,shuffle,replace_random",
-    methods: str = "ar",
-    limit: int = 20,
-    batch_size: int = 8,
-    png: Path | None = None,
-    json_path: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    benchmark: Annotated[tyro.conf.Positional[str], arg(help="parallelbench.")] = "parallelbench",
+    model: Annotated[str, arg(help="`exact`: the true posterior of list operations; or a model.")] = "exact",
+    items: Annotated[int, arg(help="exact: items of a list.")] = 6,
+    operations: Annotated[str, arg(help="exact: operations on lists.")] = "copy,replace,shuffle,insert,remove",
+    rules: Annotated[str, arg(help="exact: unmasking rules, each swept.")] = "random,threshold,factor,entropy,eb",
+    decodes: Annotated[int, arg(help="exact: decodes of each setting.")] = 2000,
+    temperature: Annotated[float, arg(help="exact: of the draws; the closed forms are of 1.")] = 1.0,
+    tasks: Annotated[str, arg(help="A model: the written tasks.")] = "copy,reverse,sort,shuffle,replace_random",
+    methods: Annotated[str, arg(help="A model: methods, separated by commas.")] = "ar",
+    limit: Annotated[int, arg(help="A model: samples of each task.")] = 20,
+    batch_size: Annotated[int, arg(help="A model: rows decoded together.")] = 8,
+    png: o.Figure = None,
+    json_path: o.JsonFile = None,
 ) -> int:
     """Accuracy against tokens per call: `exact` sweeps unmasking rules over list operations (--operations, --rules),
     a model answers the written tasks (--tasks, --methods)."""
     if benchmark != "parallelbench":
         raise UnknownName("benchmark", benchmark, ["parallelbench"])
-    if decodes < 1 or limit < 1:
-        raise InputError(f"decodes and limit must be at least 1; {decodes} and {limit} were given.")
-    split = lambda names: [name.strip() for name in names.split(",") if name.strip()]
+    for name, value in {"decodes": decodes, "limit": limit, "batch_size": batch_size}.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1; {value} was given.")
+    whole_file.check_all({"--png": (png, o.FIGURES), "--json": (json_path, ())})
     if model == "exact":
-        points = exact(split(operations), split(rules), items, decodes, temperature, png)
+        points = exact(several(operations, "operation"), several(rules, "rule"), items, decodes, temperature)
     else:
-        points = written(model, split(tasks), split(methods), limit, batch_size, png)
-    if json_path is not None:
-        from paradec.cli import write
-
-        write(json_path, json.dumps([dataclasses.asdict(p) for p in points], indent=1))
-    return 0
-
-
-def exact(
-    operations: list[str], rules: list[str], items: int, decodes: int, temperature: float, png: Path | None
-) -> list:
-    """Sweep the rules on exact denoisers, printing each point as it is measured."""
-    from paradec.cli import OUT, cache_compilations
-    from paradec.evals.parallelbench.exact import Point, sweep
-
-    cache_compilations()
-    OUT.print(f"{'operation':10} {'rule':10} {'setting':14} tokens/call  accuracy          theory", style="bold")
-
-    def told(p: Point) -> None:
-        known = "" if p.theory is None else f"{p.theory:.4f}"
-        paid = f"{p.tokens_per_call:11.2f}  {p.accuracy:.4f} ± {p.error:.4f}   {known}"
-        OUT.print(f"{p.operation:10} {p.rule:10} {p.setting:14} {paid}", markup=False)
-
-    points = sweep(operations, rules, items=items, decodes=decodes, temperature=temperature, told=told)
-    draw(points, png)
-    return points
-
-
-def written(model: str, tasks: list[str], methods: list[str], limit: int, batch_size: int, png: Path | None) -> list:
-    """Let a model answer the written tasks with every method."""
-    from paradec.cli import OUT, load_model
-    from paradec.evals.parallelbench.tasks import LEFT_OUT
-    from paradec.evals.parallelbench.written import answer
-
-    lm, points = load_model(model, "float32"), []
-    OUT.print(f"{'task':24} {'method':18} tokens/call  accuracy  strict  Kendall", style="bold")
-    for task in tasks:
-        for method in methods:
-            p = answer(lm, task, method, limit=limit, batch_size=batch_size)
-            paid = f"{p.tokens_per_call:11.2f}  {p.accuracy:8.3f}  {p.strict:6.3f}  {p.kendall:7.3f}"
-            OUT.print(f"{p.operation:24} {p.rule:18} {paid}", markup=False)
-            points.append(p)
-    for name, reason in LEFT_OUT.items():
-        OUT.print(f"left out: {name}: {reason}", style="dim", markup=False)
-    draw(points, png)
-    return points
-
-
-def draw(points: list, png: Path | None) -> None:
-    """Save the figure, if one was asked for."""
+        points = written(model, several(tasks, "task"), several(methods, "method"), limit, batch_size)
     if png is not None:
-        from paradec.cli import say
         from paradec.viz.trade_off import trade_off
 
         trade_off(points, png)
         say(f"Wrote {png}")
+    if json_path is not None:
+        write(json_path, json.dumps([dataclasses.asdict(p) for p in points], indent=1))
+    return 0
+
+
+def several(names: str, kind: str) -> list[str]:
+    """The names that an option lists: at least one."""
+    found = o.listed(names)
+    if not found:
+        raise InputError(f"Name at least one {kind}: --{kind}s NAME,NAME.")
+    return found
+
+
+def exact(operations: list[str], rules: list[str], items: int, decodes: int, temperature: float) -> list:
+    """Sweep the rules on exact denoisers, printing each point as it is measured."""
+    from paradec.compile_cache import cache_compilations
+    from paradec.evals.parallelbench.exact import Point, sweep
+
+    cache_compilations()
+    rows = [f"{'operation':10} {'rule':10} {'setting':14} tokens/call  accuracy          theory"]
+
+    def told(p: Point) -> None:
+        if rows:
+            OUT.print(rows.pop(), style="bold", soft_wrap=True)
+        known = "" if p.theory is None else f"{p.theory:.4f}"
+        paid = f"{p.tokens_per_call:11.2f}  {p.accuracy:.4f} ± {p.error:.4f}   {known}"
+        OUT.print(f"{p.operation:10} {p.rule:10} {p.setting:14} {paid}", markup=False, soft_wrap=True)
+
+    ask = {"items": items, "decodes": decodes, "temperature": temperature}
+    return sweep(operations, rules, **ask, told=told, track=partial(track, label="Sweeping"))
+
+
+def written(model: str, tasks: list[str], methods: list[str], limit: int, batch_size: int) -> list:
+    """Let a model answer the written tasks with every method."""
+    from paradec.evals.parallelbench.tasks import LEFT_OUT, find
+    from paradec.evals.parallelbench.written import answer
+
+    for task in tasks:
+        find(task)
+    o.split_options(methods, [])
+    lm, points = o.load_model(model, "float32"), []
+    OUT.print(f"{'task':24} {'method':18} tokens/call  accuracy  strict  Kendall", style="bold", soft_wrap=True)
+    jobs = [(task, method) for task in tasks for method in methods]
+    for task, method in track(jobs, "Answering"):
+        p = answer(lm, task, method, limit=limit, batch_size=batch_size)
+        paid = f"{p.tokens_per_call:11.2f}  {p.accuracy:8.3f}  {p.strict:6.3f}  {p.kendall:7.3f}"
+        OUT.print(f"{p.operation:24} {p.rule:18} {paid}", markup=False, soft_wrap=True)
+        points.append(p)
+    for name, reason in LEFT_OUT.items():
+        OUT.print(f"left out: {name}: {reason}", style="dim", markup=False)
+    return points

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from paradec.explain.child import ask
 from paradec.explain.request import MIB, Cost, Memory, Report, Request
+from paradec.models.shapes import shape
 from paradec.models.transformer import Transformer
 
 
@@ -50,14 +51,16 @@ def _plain(model: Any) -> Any:
 
 
 def command(
-    method: str = "ar",
+    method: Annotated[str, tyro.conf.arg(help="A method; `paradec methods` lists them.")] = "ar",
     model: Annotated[str, tyro.conf.arg(help="A shape: llama3-8b, smollm2-135m, tiny, …")] = "smollm2-135m",
-    program: Literal["decode", "train"] = "decode",
+    program: Annotated[
+        Literal["decode", "train"], tyro.conf.arg(help="What to compile: a decode, or one step of training.")
+    ] = "decode",
     target: Annotated[str, tyro.conf.arg(help="cpu, or a TPU topology: v5e:1x1, v5e:16x16, v5p:2x2x1.")] = "cpu",
-    batch: int = 1,
+    batch: Annotated[int, tyro.conf.arg(help="Rows, over all devices.")] = 1,
     slots: Annotated[int, tyro.conf.arg(help="Cache slots of a row; tokens of a row in training.")] = 2048,
     mesh: Annotated[tuple[int, int], tyro.conf.arg(help="Devices over rows, and over heads and widths.")] = (1, 1),
-    dtype: str = "bfloat16",
+    dtype: Annotated[str, tyro.conf.arg(help="Of weights, caches and computation.")] = "bfloat16",
     block: Annotated[int, tyro.conf.arg(help="Blocks of a diffusion model; --method is then a rule. 0: none.")] = 0,
     short_list: Annotated[int, tyro.conf.arg(help="Tokens that draft heads choose from; 0: all.")] = 0,
     method_arg: Annotated[
@@ -65,12 +68,14 @@ def command(
         tyro.conf.UseAppendAction,
         tyro.conf.arg(help="An option of the method, key=value; for draft_model also draft=SHAPE."),
     ] = (),
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")] = False,
 ) -> int:
     """Compile a decode or training step for a device that need not be here, and print what it costs."""
     from paradec import catalog
 
     options = catalog.parse(method, method_arg)
+    catalog.check_options(method, options)
+    shape(model)  # known here or nowhere
     sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block, "short_list": short_list}
     report = explain(method, model, program=program, target=target, **sizes, **options)
     if as_json:

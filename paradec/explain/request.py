@@ -9,6 +9,7 @@ from typing import Any
 from paradec.chips import CHIPS, Chip
 from paradec.errors import InputError, UnknownName
 from paradec.explain.hlo import Collective, Move
+from paradec.io.names import check_dtype
 
 MIB = 2**20
 
@@ -33,6 +34,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.program not in ("decode", "train"):
             raise UnknownName("program", self.program, ("decode", "train"))
+        check_dtype(self.dtype)
         data, model = self.mesh
         if self.target != "cpu":
             if self.chip is None:

@@ -128,6 +128,10 @@ def resolve(name: str | os.PathLike[str], quiet: bool = False) -> Source:
 
 def _local(name: str) -> Source | None:
     path = Path(name).expanduser()
+    try:
+        path.stat()
+    except (OSError, ValueError):  # among others, longer than a name can be
+        return None
     if path.is_file():
         if path.suffix != ".gguf":
             raise WeightsError(

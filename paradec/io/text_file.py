@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from paradec.errors import ResourceError
+from paradec.io.whole_file import whole
 
 
 def write(path: Path, text: str) -> None:
@@ -13,10 +12,5 @@ def write(path: Path, text: str) -> None:
 
     Raises `ResourceError` where that cannot be; what was there before stays.
     """
-    half = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as half:
         half.write_text(text, encoding="utf-8")
-        half.replace(path)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise ResourceError(f"Cannot write {path}: {error}. Is the disk full?") from error

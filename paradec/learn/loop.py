@@ -41,6 +41,7 @@ class Run:
     evaluate_every: int = 500
     """Steps between two evaluations; 0: at the end alone."""
     keep_last: int = 2
+    """Latest checkpoints kept."""
     keep_best: int = 1
     """Checkpoints kept for their evaluation loss."""
     changed: bool = False

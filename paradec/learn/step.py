@@ -52,6 +52,7 @@ class Plan:
     """How a run learns: everything about its steps that is not data, model or objective."""
 
     steps: int = 1000
+    """Steps to learn for."""
     learning_rate: float = 3e-4
     """The peak."""
     warmup: int = 100
@@ -63,7 +64,9 @@ class Plan:
     weight_decay: float = 0.1
     """Of matrices alone (AdamW); vectors are left out."""
     beta1: float = 0.9
+    """Decay of the mean of gradients (AdamW)."""
     beta2: float = 0.95
+    """Decay of the mean of their squares."""
     clip: float = 1.0
     """Largest global norm of a gradient; 0 is off."""
     micro: int = 1

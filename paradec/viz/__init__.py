@@ -2,7 +2,8 @@
 
 from paradec.viz.page import page
 from paradec.viz.plot import decode_order
-from paradec.viz.terminal import LiveTrace, Row, live, render, table
+from paradec.viz.score_table import Row, table
+from paradec.viz.terminal import LiveTrace, live, render
 from paradec.viz.trace import Trace
 
 __all__ = ["LiveTrace", "Row", "Trace", "decode_order", "live", "page", "render", "table"]

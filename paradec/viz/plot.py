@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from paradec.types import OPEN
+from paradec.viz.figure import save
 from paradec.viz.palette import METHODS
 from paradec.viz.trace import Trace
 
@@ -40,7 +41,7 @@ def decode_order(traces: Iterable[Trace], path: str | os.PathLike | None = None)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     if path is not None:
-        figure.savefig(path, dpi=160)
+        save(figure, path)
     return figure
 
 

@@ -7,11 +7,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from paradec.types import OPEN
@@ -23,7 +21,6 @@ _PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {0x7F: 
 # More control characters, what turns the direction of writing, and half surrogate pairs, which no stream can encode.
 for _span in (range(0x80, 0xA0), range(0x202A, 0x202F), range(0x2066, 0x206A), range(0xD800, 0xE000)):
     _PICTURES |= dict.fromkeys(_span, 0xFFFD)
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def render(trace: Trace, console: Console | None = None, width: int | None = None) -> None:
@@ -39,7 +36,7 @@ def render(trace: Trace, console: Console | None = None, width: int | None = Non
 
 def header(trace: Trace) -> Text:
     """The facts of a trace in one line: method, exactness, tokens, calls, tokens per call, seconds."""
-    line = Text(_plain(trace.title or trace.method), style="bold")
+    line = Text(plain(trace.title or trace.method), style="bold")
     facts = [f"{trace.tokens} token{'s' * (trace.tokens != 1)}", f"{trace.calls} call{'s' * (trace.calls != 1)}"]
     facts.append(f"{trace.tokens_per_call:.2f} tokens/call")
     if trace.seconds is not None:
@@ -49,9 +46,9 @@ def header(trace: Trace) -> Text:
     if trace.exact is not None:
         facts.insert(0, "exact" if trace.exact else "lossy")
     if trace.title and trace.title != trace.method:
-        facts.insert(0, _plain(trace.method))
+        facts.insert(0, plain(trace.method))
     if trace.model:
-        facts.append(_plain(trace.model))
+        facts.append(plain(trace.model))
     return line.append("".join(f" · {fact}" for fact in facts), style="not bold dim")
 
 
@@ -68,7 +65,7 @@ def text(trace: Trace, colour: bool = True) -> Text:
             continue
         style = f"{ink(place[call])} on {CALLS[place[call]]}" if colour else ""
         out.append("" if colour else "[")
-        body = _plain("".join(pieces))
+        body = plain("".join(pieces))
         for i, part in enumerate(body.split("\n") if body else ()):
             if i:
                 out.append("⏎", style=f"{style} dim").append("\n")
@@ -160,66 +157,6 @@ def live(traces: Iterable[Trace], console: Console | None = None) -> Trace | Non
     return last
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of a comparison. None is "not measured" and shows as a dash."""
-
-    method: str
-    exact: bool | None = None
-    tokens_per_call: float | None = None
-    calls: int | None = None
-    tokens_per_second: float | None = None
-    speedup: float | None = None  # wall time of `ar` over wall time of this method, on the same prompts
-    identical: tuple[int, int] | None = None  # (texts equal to ar's, texts)
-
-
-def table(rows: Iterable[Row], title: str | None = None) -> Table:
-    """The comparison of methods, to be printed by a rich console: numbers, and a bar for the speed-up over `ar`."""
-    rows = list(rows)
-    longest = max((row.speedup or 0.0 for row in rows), default=0.0)
-    heading = None if title is None else Text(_plain(title), style="bold")
-    out = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    out.add_column("method", style="bold", no_wrap=True)
-    out.add_column("exact")
-    for name in ("tokens/call", "calls", "tok/s"):
-        out.add_column(name, justify="right")
-    out.add_column("speedup vs ar", no_wrap=True)
-    out.add_column("identical", justify="right")
-    for row in rows:
-        out.add_row(
-            Text(_plain(row.method)),  # Text, because a plain string would be read as markup
-            Text("–", "dim") if row.exact is None else Text("exact") if row.exact else Text("lossy", "dim"),
-            _number(row.tokens_per_call, ".2f"),
-            _number(row.calls, ",d"),
-            _number(row.tokens_per_second, ",.1f"),
-            _bar(row.speedup, longest),
-            _identical(row),
-        )
-    return out
-
-
-def _number(value: float | int | None, form: str) -> Text:
-    return Text("–", "dim") if value is None else Text(format(value, form))
-
-
-def _bar(speedup: float | None, longest: float, width: int = 16) -> Text:
-    """The number, then a bar in eighths of a cell; all bars of a table share one scale."""
-    if speedup is None:
-        return Text("–", "dim")
-    whole, eighths = divmod(round(8 * width * speedup / longest) if longest else 0, 8)
-    bar = "█" * whole + _EIGHTHS[eighths].strip()
-    return Text(f"{speedup:5.2f}× ").append(bar, style="#0072B2" if speedup >= 1 else "#D55E00")
-
-
-def _identical(row: Row) -> Text:
-    """n/total. A method that is called exact and is not deserves a shout, in words that need no colour."""
-    if row.identical is None:
-        return Text("–", "dim")
-    same, total = row.identical
-    broken = bool(row.exact) and same != total
-    return Text(f"! {same}/{total}", style="bold red") if broken else Text(f"{same}/{total}")
-
-
 def _interactive(console: Console) -> bool:
     return console.is_terminal or console.is_jupyter
 
@@ -228,5 +165,6 @@ def _coloured(console: Console) -> bool:
     return _interactive(console) and console.color_system is not None and not console.no_color
 
 
-def _plain(piece: str) -> str:
+def plain(piece: str) -> str:
+    """A text without anything that a terminal would obey."""
     return piece.translate(_PICTURES)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from paradec.viz.figure import save
 from paradec.viz.palette import METHODS
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def trade_off(points: Sequence[Measured], path: str | os.PathLike | None = None)
                 handles, labels = [*handles, handle], [*labels, label]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize="small")
     if path is not None:
-        figure.savefig(path, dpi=160)
+        save(figure, path)
     return figure
 
 

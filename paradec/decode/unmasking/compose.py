@@ -136,6 +136,7 @@ def compose(
 
 ENGINE: Mapping[str, Any] = {"block": 32, "cache": "none", "wait": True, "ends": "free", "tempered": False}
 """Options of every canvas method, beside its parts'. `block` unset is the model's own, or the whole answer."""
+LONGEST = 2**30
 
 
 def known_options(names: str) -> dict[str, Any]:
@@ -163,6 +164,20 @@ def parse(names: str, pairs: Iterable[str]) -> dict[str, Any]:
     return out
 
 
+def check_options(names: str, options: Mapping[str, Any]) -> None:
+    """Raise what `compose` would, whatever the model: for numbers out of their range and parts that fill one slot."""
+    chosen = _parts(names)
+    engine = dict(ENGINE) | {name: value for name, value in options.items() if name in ENGINE}
+    own = {name: value for name, value in options.items() if name not in ENGINE}
+    _check_names(chosen.values(), own)
+    _check_block(engine["block"])
+    _check_ends(engine["ends"])
+    _policy(engine["cache"], engine["wait"])
+    for part in chosen.values():
+        if part.name not in ("learned_filter", "oracle"):  # made of what only a file or a text can give
+            _make(part, _own(part, chosen, own, eos=(0,)))
+
+
 def _typed(default: Any, text: str) -> Any:
     if default is inspect.Parameter.empty:  # the only options without a default that a command line can give
         return tuple(int(i) for i in text.split(","))
@@ -174,12 +189,12 @@ def _typed(default: Any, text: str) -> Any:
 def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
     """Raise `InputError` for parts that cannot work together, or with this model or cache."""
     target, region, select = method.target, method.region, method.select
+    _check_ends(method.ends)
     reads = getattr(select, "reads", 0)
     shadows, keeps = getattr(select, "shadows", False), method.cache.keeps
     whole = [chosen[slot].name for slot in ("stop", "cut") if slot in chosen]
     name = chosen["select"].name if "select" in chosen else "quota"
     problems = (
-        (method.ends not in ("free", "late", "never"), f"ends is free, late or never; {method.ends!r} was given."),
         (bool(reads) and region.reach != reads, f"{name} was trained for blocks of {reads}; give block={reads}."),
         (
             "region" in chosen and bool(target.block),
@@ -258,10 +273,21 @@ def _policy(name: str, wait: bool) -> Any:
     return policy(wait=wait) if policy.keeps else policy()
 
 
-def _blocks(target: Denoiser, block: int | None) -> Blocks:
-    size = target.block if block is None else block
+def _check_ends(ends: str) -> None:
+    if ends not in ("free", "late", "never"):
+        raise InputError(f"ends is free, late or never; {ends!r} was given.")
+
+
+def _check_block(size: int) -> int:
     if size < 1:
         raise InputError(f"A block is at least one token long; {size} was given.")
+    if size > LONGEST:
+        raise InputError(f"A block is at most {LONGEST} tokens long; {size} was given.")
+    return size
+
+
+def _blocks(target: Denoiser, block: int | None) -> Blocks:
+    size = target.block if block is None else _check_block(block)
     if target.block and target.block % size:
         raise InputError(f"Blocks of {size} do not divide the model's blocks of {target.block}.")
     return Blocks(size, target.grid if target.block else "prompt")

@@ -70,6 +70,13 @@ def default_seed(name: str) -> int:
     return (int(hashlib.sha256(name.encode()).hexdigest(), 16) + 42) % 65535
 
 
+def find(name: str) -> Task:
+    """The task of that name. Raises `UnknownName`, with why where the paper has it and it is left out here."""
+    if name not in TASKS:
+        raise UnknownName("ParallelBench task", name, TASKS, LEFT_OUT.get(name, ""))
+    return TASKS[name]
+
+
 def make(name: str, count: int = 100, seed: int | None = None, items: int | None = None) -> list[Sample]:
     """`count` samples of a task; the same for the same arguments, and a longer list begins with the shorter one.
 
@@ -77,9 +84,7 @@ def make(name: str, count: int = 100, seed: int | None = None, items: int | None
     many words a sentence needs (1 to 7); None is what the task is known for, lengths in equal shares. The paper asks
     100 samples of each task, and 108 sudokus. Raises `UnknownName` and `InputError`.
     """
-    if name not in TASKS:
-        raise UnknownName("ParallelBench task", name, TASKS, LEFT_OUT.get(name, ""))
-    task = TASKS[name]
+    task = find(name)
     if count < 1:
         raise InputError(f"A task needs at least one sample; ask for 1 or more, not {count}.")
     allowed = task.allowed

@@ -15,19 +15,25 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from paradec.errors import InputError
 from paradec.models.posterior import JointTable, Texts
 
 OPERATIONS = ("copy", "reverse", "sort", "replace", "shuffle", "insert", "remove")
 """The last four happen at random places; the others have one answer."""
 MOST = 45_000
 """Answers that an exact table may hold; 8 items have 40,320 orders."""
+LONGEST = 256
+"""Items of a list: a call computes the law of every position over all of them."""
 
 
 def answers(operation: str, items: int) -> np.ndarray:
     """Every valid answer to the list 0, 1, …, items - 1, "N S". Item `items` is the word to insert or to put in.
 
-    Raises `ValueError` for an unknown operation, and where there are more than `MOST` answers.
+    Raises `InputError` for an unknown operation, and where there are no answers, or more than `MOST`.
     """
+    least = 2 if operation == "remove" else 1
+    if not least <= items <= LONGEST:
+        raise InputError(f"{operation} takes {least} to {LONGEST} items; {items} were given.")
     given = list(range(items))
     match operation:
         case "copy" | "sort":
@@ -42,10 +48,10 @@ def answers(operation: str, items: int) -> np.ndarray:
             found = [[*given[:i], *given[i + 1 :]] for i in range(items)]
         case "shuffle":
             if math.factorial(items) > MOST:
-                raise ValueError(f"{items} items have {math.factorial(items)} orders; an exact table holds {MOST}.")
+                raise InputError(f"{items} items have more orders than an exact table holds; shuffle 8 at most.")
             found = list(itertools.permutations(given))
         case _:
-            raise ValueError(f"There is no operation {operation!r}; there are {', '.join(OPERATIONS)}.")
+            raise InputError(f"There is no operation {operation!r}; there are {', '.join(OPERATIONS)}.")
     return np.asarray(found, np.int32)
 
 

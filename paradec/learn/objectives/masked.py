@@ -45,10 +45,15 @@ class Noise:
     """
 
     block: int = 0
+    """Tokens that share one share; 0: a whole row."""
     low: float = LEAST
+    """The least share."""
     high: float = 1.0
+    """The greatest share."""
     even: bool = False
+    """Every hidden token counts the same."""
     pair: bool = False
+    """Every row comes twice, with complementary views."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a range that is none."""
