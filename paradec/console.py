@@ -15,6 +15,8 @@ from paradec.io import text_file
 
 T = TypeVar("T")
 OUT, ERR = Console(highlight=False), Console(stderr=True, highlight=False)
+_drawn: list[Progress] = []
+"""The latest bar: an error leaves the loop that it stands for, and the bar does not hear of it."""
 
 
 def say(sentence: str) -> None:
@@ -44,9 +46,19 @@ def track(items: Sequence[T], label: str, every: float = 30.0) -> Iterator[T]:
 
 def _bar(items: Sequence[T], label: str) -> Iterator[T]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # What is printed meanwhile goes above the bar, unless stdout is another place than the terminal.
-    with Progress(*columns, console=ERR, transient=True, redirect_stdout=OUT.is_terminal) as progress:
+    # Results that are printed meanwhile go above the bar: in one terminal it has to be drawn by what prints them.
+    place = OUT if OUT.is_terminal else ERR
+    how = {"transient": True, "redirect_stdout": OUT.is_terminal, "refresh_per_second": 2}  # timings run beside it
+    with Progress(*columns, console=place, **how) as progress:
+        _drawn[:] = [progress]
         yield from progress.track(items, description=label)
+
+
+def complain(sentence: str, style: str = "") -> None:
+    """The last sentence of a program that ends early, in the place of a bar if one is drawn."""
+    for progress in _drawn:
+        progress.stop()
+    ERR.print(sentence, style=style or None, markup=False, soft_wrap=True)
 
 
 def _lines(items: Sequence[T], label: str, every: float) -> Iterator[T]:

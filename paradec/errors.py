@@ -5,7 +5,6 @@ All of them are `ParadecError`, so a program can catch one class; the command li
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ class UnknownName(ParadecError, KeyError):
     """A method, model, option or architecture that does not exist; the message names the nearest one that does."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
+        import difflib  # here: a program is guarded before anything that takes time is imported
+
         known = sorted(known)
         shown = repr(name) if len(name) <= 100 else f"{name[:60]!r}…"
         near = difflib.get_close_matches(name, known, n=1)
