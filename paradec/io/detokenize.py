@@ -28,15 +28,14 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._special = special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._at_start = True
+        self._begin()
         self.feed(prompt)
 
     def feed(self, ids: Ids) -> str:
         """The text that `ids` (one id or several) complete; "" while a character waits for its other bytes."""
-        text = self._tokenizer.shown(ids, self._special)
-        if text and self._at_start:
-            self._at_start = False
-            text = self._tokenizer.without_first_space(text)
+        pieces = self._tokenizer.pieces(ids, self._special, self._at_start)
+        self._at_start = self._at_start and not pieces
+        text, self._to_trim = self._tokenizer.spelling.trim(b"".join(pieces), self._to_trim)
         return self._utf8.decode(text)
 
     def flush(self) -> str:
@@ -45,6 +44,9 @@ class Detokenizer:
         The stream then begins anew.
         """
         rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        self._at_start = True
+        self._begin()
         return rest
+
+    def _begin(self) -> None:
+        self._utf8.reset()
+        self._at_start, self._to_trim = True, self._tokenizer.spelling.drop

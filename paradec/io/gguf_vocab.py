@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from paradec.errors import WeightsError
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type; byte tokens (6) and unused ones (5) need no care
+# Tokens that end an answer in the chat formats in use. A base model keeps them too, and never needs to say them.
+TURN_ENDS = frozenset(
+    "<|im_end|> <end_of_turn> <turn|> <|eot_id|> <|eom_id|> <|end|> <|endoftext|> <|end_of_text|> <|return|> <|call|>"
+    " <|end_of_turn|> <｜end▁of▁sentence｜>".split()
+)
+_TURN_STARTS = frozenset(
+    "<|im_start|> <start_of_turn> <|turn> <|start_header_id|> <|end_header_id|> <｜begin▁of▁sentence｜> <｜User｜>"
+    " <｜Assistant｜>".split()
+)
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -67,16 +78,16 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dic
         )
     try:
         core = _byte_level(metadata, tokens) if kind == "gpt2" else _sentencepiece(metadata, tokens)
+        _declare(core, tokens, _kinds(metadata, tokens))
+        names = _names(metadata, tokens)
+        by_default = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS
+        first = names.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", by_default) else None
+        last = names.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", False) else None
+        core.post_processor = frame(core, first, last)
     except WeightsError:
         raise
     except Exception as error:  # the Rust library raises bare Exception for a merge of tokens that do not exist
-        raise WeightsError(f"The vocabulary of this GGUF file is damaged, download it again: {error}") from error
-    _declare(core, tokens, metadata.get("tokenizer.ggml.token_type") or ())
-    names = _names(metadata, tokens)
-    by_default = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS
-    first = names.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", by_default) else None
-    last = names.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", False) else None
-    core.post_processor = frame(core, first, last)
+        raise WeightsError(f"The vocabulary of this GGUF file is damaged, download it again: {error}.") from error
     return core, names
 
 
@@ -146,6 +157,22 @@ def _merges(tokens: list[str], scores: Sequence[float], types: Sequence[int] | N
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
         found += [(left, right) for left, right in cuts if left in known and right in known]
     return found
+
+
+def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
+    """The type of each token, but control for what ends a text or marks a turn: converters often call those normal.
+
+    Such a token is one that the metadata name as an end, or as the beginning unless that is a plain word (some files
+    name token 11, a comma); one that ends or begins turns elsewhere (`TURN_ENDS`); and a normal one like "<|role|>".
+    """
+    types = list(metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens))
+    ends = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")}
+    begin = metadata.get("tokenizer.ggml.bos_token_id")
+    for i, (token, kind) in enumerate(zip(tokens, types, strict=False)):
+        marks = token in TURN_ENDS or token in _TURN_STARTS or (i == begin and token.startswith(("<", "[")))
+        if i in ends or marks or (kind == NORMAL and _MARKER.fullmatch(token)):
+            types[i] = CONTROL
+    return types
 
 
 def _declare(core: Tokenizer, tokens: list[str], types: Sequence[int]) -> None:

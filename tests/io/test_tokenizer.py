@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paradec.errors import InputError, WeightsError
+from paradec.io.detokenize import Detokenizer
 from paradec.io.gguf import read_metadata
+from paradec.io.gguf_vocab import NORMAL, USER_DEFINED, frame
 from paradec.io.tokenizer import Tokenizer
 from tests.io.real_models import real_model
 from tests.io.small_vocab import CHATML, byte_level, sentencepiece
+from tests.io.tiny_tokenizers import FLAVOURS, write
 
 BYTES, PIECES = Tokenizer.from_gguf(byte_level()), Tokenizer.from_gguf(sentencepiece())
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "llamacpp_tokens.json").read_text())
@@ -138,6 +141,31 @@ def test_bos_follows_the_metadata() -> None:
     assert plain.decode(plain.encode(" the")) == " the" and plain.encode("the")[0] != 261
 
 
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED])
+def test_what_ends_or_marks_a_turn_is_special_whatever_its_type(make: Any, kind: int) -> None:
+    """Many converters call these tokens normal, or user-defined: text then spelled them out, and showed them."""
+    known = make()
+    tokens, types = known["tokenizer.ggml.tokens"], known["tokenizer.ggml.token_type"]
+    marks = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<bye>", "[BOS]", "<|plain|>"]
+    tokens = [*(t for t in tokens if t not in marks), *marks]
+    types = [*types, *[NORMAL] * len(marks)][: len(tokens) - len(marks)] + [kind] * len(marks)
+    named = {"eot_token_id": tokens.index("<bye>"), "bos_token_id": tokens.index("[BOS]")}
+    found = Tokenizer.from_gguf(
+        make(tokens=tokens, token_type=types, scores=[-float(i) for i in range(len(tokens))], **named)
+    )
+    ids = found.encode("".join(marks), special=False)
+    assert [tokens[i] for i in ids if tokens[i] in marks] == marks and len(ids) <= len(marks) + 1
+    assert found.decode(ids) == ("<|plain|>" if kind == USER_DEFINED else "")
+    assert {tokens.index(text) for text in ("<|im_end|>", "<end_of_turn>", "<bye>")} <= found.eos_ids
+
+
+def test_a_plain_word_named_as_beginning_stays_a_word() -> None:
+    comma = byte_level()["tokenizer.ggml.tokens"].index(",")
+    found = Tokenizer.from_gguf(byte_level(bos_token_id=comma))
+    assert found.decode(found.encode("a, b")) == "a, b"
+
+
 def test_eos_set() -> None:
     assert PIECES.eos_ids == {2, PIECES.vocab_size - 1}
     eot = Tokenizer.from_gguf(byte_level(eot_token_id=5)).eos_ids
@@ -230,11 +258,25 @@ def test_folder_ends(folder: Path) -> None:
     assert Tokenizer.from_folder(folder).eos_ids == {8, 9} | BYTES.eos_ids, "generation_config.json comes first"
 
 
-def test_folder_bos(folder: Path) -> None:
+def test_tokenizer_json_decides_what_is_put_around_a_text(folder: Path) -> None:
+    """As in transformers 5: it saves what the flags say into tokenizer.json, and then asks that alone."""
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     _write(folder, "tokenizer_config", names | {"add_bos_token": True, "add_eos_token": True})
-    ids = Tokenizer.from_folder(folder).encode("x")
-    assert ids == [BYTES.vocab_size - 3, *BYTES.encode("x"), BYTES.vocab_size - 2]
+    assert Tokenizer.from_folder(folder).encode("x") == BYTES.encode("x")
+    framed = tokenizers.Tokenizer.from_str(BYTES.core.to_str())
+    framed.post_processor = frame(framed, "<|im_start|>", None)
+    framed.save(str(folder / "tokenizer.json"))
+    _write(folder, "tokenizer_config", names | {"add_bos_token": False})
+    assert Tokenizer.from_folder(folder).encode("x") == [BYTES.bos_id, *BYTES.encode("x")]
+
+
+def test_folder_of_a_model_whose_texts_all_begin(folder: Path) -> None:
+    text = tokenizers.Tokenizer.from_str(BYTES.core.to_str())
+    text.add_special_tokens(["<|endoftext|>"])
+    text.save(str(folder / "tokenizer.json"))
+    _write(folder, "config", {"model_type": "mdlm"})
+    found = Tokenizer.from_folder(folder)
+    assert found.encode("x") == [found.bos_id, *BYTES.encode("x")] and found.names["bos_token"] == "<|endoftext|>"
 
 
 def test_folder_special_tokens_map(folder: Path) -> None:
@@ -290,3 +332,66 @@ def test_other_decoders() -> None:
     words.decoder = tokenizers.decoders.CTC()
     with pytest.raises(WeightsError, match="CTC"):
         Tokenizer(words)
+
+
+def _shown(tokenizer: Tokenizer, text: str, shown: bool = True) -> tuple[list[str], str]:
+    """Its tokens, and what is read back; a stream of it is the same."""
+    ids = tokenizer.encode(text)
+    reader = Detokenizer(tokenizer, shown)
+    streamed = "".join(map(reader.feed, ids)) + reader.flush()
+    assert streamed == tokenizer.decode(ids, shown)
+    return [tokenizer.core.id_to_token(i) for i in ids], streamed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tokens", "back"),
+    [  # each as transformers 5 has it
+        ("bytes, odd added tokens", "Ġé é▁x", "Ġé Ġ é ▁x", " \ufffd \ufffd▁x"),
+        ("pairs, odd added tokens", "▁xthe", "<s> ▁x ▁the", "<s> x the"),
+        ("pairs, a space before the text", "▁xthe</s>the", "<s> ▁x t he </s> t he", "<s> xthe</s>the"),
+        ("pairs, no space (Gemma)", "the▁x", "<s> t he ▁x", "<s>the x"),
+        ("Llama", "the</s>the", "<s> ▁the </s> t he", "<s> the</s>the"),
+        ("Llama, legacy", "the</s>the", "<s> ▁the </s> ▁the", "<s> the</s> the"),
+        ("Llama, no space", "the</s> the", "<s> t he </s> ▁the", "<s>the</s> the"),
+        ("Llama's class for Mistral", "the</s>the", "<s> ▁the </s> ▁the", "<s> the</s> the"),
+        ("unigram", "▁the </s>the", "▁the ▁ </s> ▁the", "the </s> the"),
+        ("wordpiece", "the,it", "[CLS] the , it [SEP]", "[CLS] the, it [SEP]"),
+        ("wordpiece, odd added tokens, spaces kept", "it,##q", "[CLS] it , ##q [SEP]", "[CLS] it ,q [SEP]"),
+        ("words", "the <|m|>a", "the <|m|> a", "the <|m|> a"),
+        ("bytes, special by name alone", "<new>a<|im_end|>", "<new> a <|im_end|>", "<new>a<|im_end|>"),
+    ],
+)  # fmt: skip
+def test_text_of_added_tokens(name: str, text: str, tokens: str, back: str, tmp_path: Path) -> None:
+    found = Tokenizer.from_folder(write(tmp_path, *FLAVOURS[name]()))
+    assert _shown(found, text) == (tokens.split(" "), back)
+
+
+def test_tokens_that_other_files_declare(tmp_path: Path) -> None:
+    """New ones get the next ids: first those listed with ids, then the named ones in a fixed order, then the others."""
+    found = Tokenizer.from_folder(
+        write(tmp_path / "a", *FLAVOURS["bytes, tokens that only tokenizer_config.json has"]())
+    )
+    new = ["<|im_end|>", "<tool>", "<|im_start|>", "<sep>", "<pad>", "<c>", "<extra>"]
+    assert [found.core.id_to_token(i) for i in range(266, found.vocab_size)] == [*new, "the"]
+    assert _shown(found, "<tool><pad><extra>&", False)[1] == "<tool>" and "mask_token" not in found.names
+    found = Tokenizer.from_folder(write(tmp_path / "b", *FLAVOURS["bytes, the older files"]()))
+    assert [
+        found.core.id_to_token(i) for i in range(266, found.vocab_size)
+    ] == "<late> <|im_start|> <|im_end|> <p> <e>".split()
+    assert found.names["eos_token"] == "<|im_end|>" and _shown(found, "<late><p><e>", False)[1] == "<late>"
+    found = Tokenizer.from_folder(write(tmp_path / "c", *FLAVOURS["bytes, special by name alone"]()))
+    assert _shown(found, "<|im_end|><think><new>&", False)[1] == "<think>"
+
+
+def test_added_tokens_of_a_gguf_file_stand_for_their_letters() -> None:
+    """As in llama.cpp; in a folder the decoder has its way with them too."""
+    tokens = [*sentencepiece()["tokenizer.ggml.tokens"], "▁x"]
+    types = [*sentencepiece()["tokenizer.ggml.token_type"], USER_DEFINED]
+    found = Tokenizer.from_gguf(sentencepiece(tokens=tokens, token_type=types, scores=[0.0] * len(tokens)))
+    assert _shown(found, "▁x")[1] == "<s>▁x"
+
+
+def test_a_vocabulary_that_lacks_a_part_of_a_text() -> None:
+    core = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0)], unk_id=None))
+    with pytest.raises(InputError, match="no token for a part of this text"):
+        Tokenizer(core).encode("ab")
