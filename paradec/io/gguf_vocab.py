@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -129,7 +129,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     scores, types = metadata.get("tokenizer.ggml.scores"), metadata.get("tokenizer.ggml.token_type")
     if not scores or len(scores) != len(tokens):
         raise WeightsError("This GGUF file has no score for each of its tokens (tokenizer.ggml.scores): take another.")
-    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
+    unknown = _token_id(metadata, "unknown")
     unknown = None if unknown is None else tokens[unknown]
     core = Tokenizer(
         models.BPE(vocab, _merges(tokens, scores, types), unk_token=unknown, fuse_unk=True, byte_fallback=True)
@@ -166,8 +166,7 @@ def _kinds(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
     name token 11, a comma); one that ends or begins turns elsewhere (`TURN_ENDS`); and a normal one like "<|role|>".
     """
     types = list(metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens))
-    ends = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")}
-    begin = metadata.get("tokenizer.ggml.bos_token_id")
+    ends, begin = end_ids(metadata), _token_id(metadata, "bos")
     for i, (token, kind) in enumerate(zip(tokens, types, strict=False)):
         marks = token in TURN_ENDS or token in _TURN_STARTS or (i == begin and token.startswith(("<", "[")))
         if i in ends or marks or (kind == NORMAL and _MARKER.fullmatch(token)):
@@ -182,7 +181,21 @@ def _declare(core: Tokenizer, tokens: list[str], types: Sequence[int]) -> None:
         core.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token in found])
 
 
+def end_ids(metadata: Mapping[str, Any]) -> frozenset[int]:
+    """The tokens that the metadata name as the end of a text, of a turn or of a message."""
+    ids = (_token_id(metadata, name) for name in ("eos", "eot", "eom"))
+    return frozenset(i for i in ids if i is not None)
+
+
+def _token_id(metadata: Mapping[str, Any], name: str) -> int | None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    found = metadata.get(key)
+    if found is not None and (isinstance(found, bool) or not isinstance(found, SupportsIndex)):
+        raise WeightsError(f"{key} of this GGUF file is {found!r:.80}, which is no token id: take another file.")
+    return None if found is None or found.__index__() < 0 else found.__index__()
+
+
 def _names(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
     keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    ids = {name: _token_id(metadata, key) for name, key in keys.items()}
+    return {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}

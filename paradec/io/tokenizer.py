@@ -19,10 +19,10 @@ from typing import Any, SupportsIndex
 import tokenizers
 from tokenizers import AddedToken
 
-from paradec.errors import InputError
+from paradec.errors import InputError, WeightsError
 from paradec.io import text_file
 from paradec.io.chat import render_chat
-from paradec.io.gguf_vocab import TURN_ENDS, tokenizer_from_metadata
+from paradec.io.gguf_vocab import TURN_ENDS, end_ids, tokenizer_from_metadata
 from paradec.io.spelling import spelling
 from paradec.io.tokenizer_folder import read_folder
 
@@ -75,9 +75,12 @@ class Tokenizer:
         another kind, for an unknown way of cutting words, and for metadata without a vocabulary.
         """
         core, names = tokenizer_from_metadata(metadata)
-        ends = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
         template = metadata.get("tokenizer.chat_template")
-        return cls(core, names, (i for i in ends if i is not None), template, verbatim=True)
+        if template is not None and not isinstance(template, str):
+            raise WeightsError(
+                f"The chat template of this GGUF file is a {type(template).__name__}; it must be a text."
+            )
+        return cls(core, names, end_ids(metadata), template, verbatim=True)
 
     @cached_property
     def vocab_size(self) -> int:
