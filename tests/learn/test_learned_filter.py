@@ -153,8 +153,9 @@ def test_batches_go_on_where_they_were(folder):
     assert not np.array_equal(first.confidence, second.confidence) and first.confidence.shape == (6, BLOCK)
     train, held = rows.split(5)
     assert set(held.columns["row"]) == {4} and set(train.columns["row"]) == {0, 1, 2, 3}
-    with pytest.raises(InputError, match="no recorded calls"):
-        held.split(1)[0]
+    for every, words in ((1, "cannot be held out"), (0, "cannot be held out"), (9, "none to measure with")):
+        with pytest.raises(InputError, match=words):
+            rows.split(every)
 
 
 def batch_of(rows=64, seed=0):

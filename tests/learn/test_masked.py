@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from paradec import params
+from paradec.data import chain
 from paradec.errors import InputError
 from paradec.learn import step as learn
-from paradec.learn.objectives.masked import Masked, Noise
+from paradec.learn.objectives.masked import Masked, Noise, View
 from paradec.models.posterior import JointTable, Texts
 from paradec.ops.attention import attend, attend_two_stream
 from paradec.ops.mask import Facts
@@ -176,3 +177,17 @@ def test_a_small_model_learns(options):
         losses.append(float(metrics["loss"]))
         right.append(float(metrics["accuracy"]))
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:10]) and np.mean(right[-20:]) > 0.25
+
+
+def test_rows_held_out_are_scored_as_if_alone():
+    """What fills a short row is seen by nothing, though everything else is."""
+    model, tree = denoiser(2)
+    rng = np.random.default_rng(3)
+    rows = [{"token": rng.integers(MASK, size=n).astype(np.int32), "learn": np.ones(n, bool)} for n in (9, 12)]
+    (batch,) = chain.HeldOut(rows, 2, length=12)
+    objective = Masked(model)
+    views = lambda token: View(jnp.asarray(token), jnp.ones(token.shape, bool), jnp.ones(token.shape))
+    run = jax.jit(lambda token, batch: objective.logits(tree["target"], views(token), batch))
+    found = run(batch.token, batch)
+    alone = run(batch.token[:1, :9], TextBatch(token=batch.token[:1, :9], learn=batch.learn[:1, :9]))
+    np.testing.assert_allclose(found[0, :9, :MASK], alone[0, :, :MASK], atol=2e-5)

@@ -1,13 +1,17 @@
 """Recordings: what is written is what the model did, once, and goes on after a kill."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 import paradec
 from paradec.errors import InputError
+from paradec.io.gguf_vocab import frame
+from paradec.io.tokenizer import Tokenizer
 from paradec.learn import traces
 from tests.fixtures import write_tiny_model
 
@@ -90,6 +94,41 @@ def test_imagined_prompts_continue_the_users_turn(lm, tmp_path):
     for record in traces.read(tmp_path):  # the chat up to where the user's words would begin
         opening = len(record["prompt"])
         assert record["prompt"] == whole[:opening] and whole[opening : opening + len(plain)] == plain
+
+
+def test_an_imagined_prompt_begins_once(lm, tmp_path):
+    """Where the template writes what begins a text, encoding adds it no second time."""
+    core = tokenizers.Tokenizer.from_str(lm.tokenizer.core.to_str())
+    core.post_processor = frame(core, "<|im_start|>", None)
+    odd = Tokenizer(core, lm.tokenizer.names, lm.tokenizer.eos_ids, "{{ bos_token }}" + lm.tokenizer.chat_template)
+    assert odd.encode("a")[0] == odd.bos_id
+    traces.imagined(dataclasses.replace(lm, tokenizer=odd, decoders={}), 2, tmp_path, max_new_tokens=3)
+    opening = odd.chat([{"role": "user", "content": "\0"}]).partition("\0")[0]
+    for record in traces.read(tmp_path):
+        assert record["prompt"] == odd.encode(opening, special=False)
+        assert record["prompt"][:2] == [odd.bos_id] * 2 != record["prompt"][1:3]  # the template's, and the turn's own
+
+
+def test_one_string_is_one_prompt(lm, tmp_path):
+    traces.record(lm, "abc", tmp_path, **ASK)
+    assert [record["prompt"] for record in traces.read(tmp_path)] == [lm.encode("abc")]
+
+
+@pytest.mark.parametrize("every", [0, 1, 6, -1])
+def test_each_side_of_a_split_has_a_row(every):
+    with pytest.raises(InputError, match=f"Of 5 texts every {every}th"):
+        traces.parted(5, every)
+    assert traces.parted(5, 5) == ([0, 1, 2, 3], [4]) and traces.parted(5, 2) == ([0, 2, 4], [1, 3])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", '{"row": 1}', '{"row": 1, "prompt": "a", "new": [], "settled": []}', "[" * 99_999, "\xff", "1" * 5000],
+)
+def test_any_damaged_record_is_named(tmp_path, line):
+    (tmp_path / "00000.jsonl").write_bytes(line.encode("latin-1"))
+    with pytest.raises(InputError, match="00000.jsonl is damaged; delete it and record again. Line 1 of"):
+        list(traces.read(tmp_path))
 
 
 def test_a_damaged_record_is_named(lm, folder, tmp_path):
