@@ -298,6 +298,10 @@ class LanguageModel:
         results = [self.result(decoder, now, b, len(ids), names[b], spent, cuts, ask) for b, ids in enumerate(batch)]
         return results, state
 
+    def reader(self, ask: Request, prompt: np.ndarray) -> Detokenizer:
+        """What makes text of new tokens. A raw prompt goes on in them, so the space before their first word stays."""
+        return Detokenizer(self.tokenizer, prompt=prompt if ask.raw else ())
+
     def stop_rows(self, state: DecodeState, ask: Request, cuts: dict[int, int]) -> DecodeState:
         """Mark rows done whose text holds a stop string; `cuts` remembers after how many new tokens it was complete."""
         if not ask.stop:
@@ -305,9 +309,10 @@ class LanguageModel:
         now, prompt = loop.snapshot(state), np.asarray(state.prompt)
         for b in range(len(now.length)):
             ids = now.tokens[b, prompt[b] : now.length[b]].tolist()
-            if b in cuts or not any(s in self.tokenizer.decode(ids) for s in ask.stop):
+            before = now.tokens[b, : prompt[b]]
+            if b in cuts or not any(s in self.reader(ask, before).feed(ids) for s in ask.stop):
                 continue
-            text, reader = "", Detokenizer(self.tokenizer)
+            text, reader = "", self.reader(ask, before)
             for n, i in enumerate(ids, 1):
                 text += reader.feed(i)
                 if any(s in text for s in ask.stop):
@@ -331,7 +336,7 @@ class LanguageModel:
         end = prompt + cuts[b] if b in cuts else min(int(now.length[b]), prompt + ask.max_new_tokens)
         ids = now.tokens[b, prompt:end].tolist()
         settled = now.committed_at[b, prompt:end].tolist()
-        reader = Detokenizer(self.tokenizer)
+        reader = self.reader(ask, now.tokens[b, :prompt])
         pieces = [reader.feed(i) for i in ids]
         if pieces:
             pieces[-1] += reader.flush()
