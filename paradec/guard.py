@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from paradec.errors import ParadecError, Stopped
 
@@ -24,24 +24,26 @@ PATIENCE = 2.0
 def guarded(program: Callable[[], int], patience: float | None = None) -> int:
     """The exit status of a program; errors that are the user's to mend become sentences on stderr and status 2.
 
-    SIGINT gives 130 and SIGTERM 143, whatever error they come out as. With `patience` the process is the program's own:
-    it is gone that many seconds after a signal, also where Python cannot be reached, inside the compiler, say. Files
-    are written whole or not at all (`io.whole_file`), so nothing is half when it goes.
+    A KeyboardInterrupt is status 130. With `patience` the process is the program's own: SIGINT ends it with 130 and
+    SIGTERM with 143, whatever error they come out as, and it is gone that many seconds after them also where Python
+    cannot be reached, inside the compiler, say. Files are written whole or not at all (`io.whole_file`), so nothing is
+    half when it goes.
     """
-    with Asked(patience) as asked:
-        try:
-            status = _called(program)
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a closed pipe is still an answer and not a complaint at the exit
-            return status
-        except BaseException as error:
-            if asked.by is not None:
-                own = isinstance(error, KeyboardInterrupt) and str(error)
-                _complain(own or ASKS[asked.by])
-                return asked.answer()
-            if (meant := status_of(error)) is None:
-                raise
-            return meant
+    asked = None if patience is None else Asked(patience)
+    try:
+        status = _called(program)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a closed pipe is still an answer and not a complaint at the exit
+        return status
+    except BaseException as error:
+        if asked is not None and asked.by is not None:
+            asked.end(str(error) if isinstance(error, KeyboardInterrupt) else "")
+        if (meant := status_of(error)) is None:
+            raise
+        return meant
+    finally:
+        if asked is not None:
+            asked.over()
 
 
 def _called(program: Callable[[], int]) -> int:
@@ -91,43 +93,36 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 class Asked:
-    """While it is entered, the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread, and `by` names it.
+    """What a process of its own does when it is told to end: the first SIGINT or SIGTERM raises KeyboardInterrupt in
+    the main thread, and `by` names it.
 
     The second ends the process, and so does the first after `patience` seconds, or at once where modules are being
     imported: those in C crash when they are interrupted. A signal that is ignored stays so.
     """
 
-    def __init__(self, patience: float | None) -> None:
+    def __init__(self, patience: float) -> None:
         self.by: int | None = None
         self._patience = patience
-        self._before: dict[int, Any] = {}
+        self._heard = [number for number in ASKS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._watch()
+        for number in self._heard:
+            signal.signal(number, self._ask)
 
-    def __enter__(self) -> Asked:
-        if threading.current_thread() is not threading.main_thread():
-            return self  # where no signal ever arrives
-        if self._patience is not None:
-            self._watch()
-        for number in ASKS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._ask)
-        return self
+    def over(self) -> None:
+        """The program has ended, and Python has not: a signal now ends it without a word."""
+        for number in self._heard:
+            signal.signal(number, leave)
 
-    def __exit__(self, *error: Any) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before if self._patience is None else leave)
-
-    def answer(self) -> int:
-        """The status of a program that was asked to end. A process of its own ends here: what compiled code was at when
-        it was interrupted cannot be taken apart in order."""
-        if self._patience is not None:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    stream.flush()
-            os._exit(128 + self.by)
-        return 128 + self.by
+    def end(self, sentence: str) -> NoReturn:
+        """End the process here: what compiled code was at when it was interrupted cannot be taken apart in order."""
+        _complain(sentence or ASKS[self.by])
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(128 + self.by)
 
     def _ask(self, number: int, frame: FrameType | None) -> NoReturn:
-        if self.by is not None or (self._patience is not None and _importing(frame)):
+        if self.by is not None or _importing(frame):
             leave(number)
         self.by = number
         raise KeyboardInterrupt

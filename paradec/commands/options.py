@@ -113,8 +113,8 @@ def check_prompt(prompt: str) -> str:
 
 def check_repeats(repeats: int) -> None:
     """Raise `InputError` for a number of rounds that cannot be run."""
-    if repeats < 0:
-        raise InputError(f"repeats must be at least 0; {repeats} was given.")
+    if not 0 <= repeats <= 10_000:
+        raise InputError(f"repeats must be at least 0 and at most 10000; {repeats} was given.")
 
 
 def listed(names: str) -> list[str]:

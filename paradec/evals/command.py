@@ -15,6 +15,8 @@ from paradec.errors import InputError, UnknownName
 from paradec.io import whole_file
 
 arg = tyro.conf.arg
+MOST = 1_000_000
+"""Decodes, samples and rows: with more, a benchmark would not end."""
 
 
 def bench(
@@ -37,8 +39,8 @@ def bench(
     if benchmark != "parallelbench":
         raise UnknownName("benchmark", benchmark, ["parallelbench"])
     for name, value in {"decodes": decodes, "limit": limit, "batch_size": batch_size}.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1; {value} was given.")
+        if not 1 <= value <= MOST:
+            raise InputError(f"{name} must be at least 1 and at most {MOST}; {value} was given.")
     whole_file.check_all({"--png": (png, o.FIGURES), "--json": (json_path, ())})
     if model == "exact":
         points = exact(several(operations, "operation"), several(rules, "rule"), items, decodes, temperature)
