@@ -146,7 +146,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _typed(name: str, key: str, text: str, default: Any) -> Any:
-    kinds: dict[type, Callable[[str], Any]] = {bool: _boolean, int: int, float: float, str: str}
+    kinds: dict[type, Callable[[str], Any]] = {bool: _boolean, int: unmasking.whole, float: float, str: str}
     try:
         return kinds[type(default)](text)
     except ValueError:

@@ -160,7 +160,8 @@ def parse(names: str, pairs: Iterable[str]) -> dict[str, Any]:
         try:
             out[key] = _typed(known[key], text)
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"Option {key} of {names} cannot be {text!r}; its default is {known[key]}.") from None
+            default = "the model's own" if key == "block" else known[key]
+            raise InputError(f"Option {key} of {names} cannot be {text!r}; its default is {default}.") from None
     return out
 
 
@@ -180,10 +181,17 @@ def check_options(names: str, options: Mapping[str, Any]) -> None:
 
 def _typed(default: Any, text: str) -> Any:
     if default is inspect.Parameter.empty:  # the only options without a default that a command line can give
-        return tuple(int(i) for i in text.split(","))
+        return tuple(whole(i) for i in text.split(","))
     if isinstance(default, bool):
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-    return type(default)(text)
+    return whole(text) if isinstance(default, int) else type(default)(text)
+
+
+def whole(text: str) -> int:
+    """A whole number that an array of the device can hold. Raises `ValueError`."""
+    if abs(number := int(text)) > LONGEST:
+        raise ValueError(text)
+    return number
 
 
 def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
