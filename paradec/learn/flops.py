@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def count(function: Callable[..., Any], *args: Any) -> float:
@@ -16,14 +18,36 @@ def count(function: Callable[..., Any], *args: Any) -> float:
     (`cost_analysis`) gets wrong is loops: it counts a body once. Raises `ValueError` for a `while` loop with products
     in it, whose turns nobody knows.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return sum(by_type(function, *args).values())
 
 
-def _count(jaxpr: Any) -> float:
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+def by_type(function: Callable[..., Any], *args: Any) -> dict[str, float]:
+    """The same, apart by the type that a product runs in: the wider of its two operands'."""
+    return dict(_count(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-def _equation(equation: Any) -> float:
+def _count(jaxpr: Any) -> Counter:
+    return sum((_equation(equation) for equation in jaxpr.eqns), Counter())
+
+
+def _equation(equation: Any) -> Counter:
+    name, values = equation.primitive.name, equation.params
+    own = _product(equation)
+    if own:
+        widest = max((x.aval.dtype for x in equation.invars[:2]), key=lambda dtype: jnp.dtype(dtype).itemsize)
+        return Counter({jnp.dtype(widest).name: own})
+    inner = [_count(body) for body in _bodies(values)]
+    if name == "cond":
+        return max(inner, key=Counter.total)
+    turns = values["length"] if name == "scan" else 1
+    every = sum(inner, Counter())
+    if name == "while" and every:
+        raise ValueError("A while loop holds matrix products, and nobody knows how often it turns: use a scan.")
+    return Counter({dtype: turns * operations for dtype, operations in every.items()})
+
+
+def _product(equation: Any) -> float:
+    """The operations of one equation that is a product, else 0."""
     name, values = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = values["dimension_numbers"]
@@ -35,14 +59,7 @@ def _equation(equation: Any) -> float:
         kernel = equation.invars[1].aval.shape
         out = values["dimension_numbers"].rhs_spec[0]
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / kernel[out]
-    inner = [_count(body) for body in _bodies(values)]
-    if name == "scan":
-        return values["length"] * sum(inner)
-    if name == "cond":
-        return max(inner)
-    if name == "while" and sum(inner):
-        raise ValueError("A while loop holds matrix products, and nobody knows how often it turns: use a scan.")
-    return sum(inner)
+    return 0.0
 
 
 def _bodies(values: dict[str, Any]) -> list[Any]:

@@ -86,7 +86,7 @@ def fit(
     under `jax.distributed`) saves and raises `Stopped`, so that nobody takes half-trained weights for the result.
     Raises `Diverged` after a last checkpoint when loss or gradient is not finite.
     """
-    trainable, frozen, key = (_on_mesh(tree) for tree in (trainable, frozen, key))
+    trainable, frozen, key = (_on_mesh(tree) for tree in (trainable, steps.narrowed(plan, frozen), key))
     abstract = abstract_state(plan, trainable, key)
     make = jax.jit(partial(steps.init, plan), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
     batches = iter(data)
@@ -189,7 +189,8 @@ def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterabl
 
     @jax.jit
     def score(weights: PyTree, frozen: PyTree, batch: PyTree, number: Int[Array, ""]) -> Loss:
-        return objective(params.cast(weights, plan.compute), frozen, batch, jax.random.key(number))
+        weights, frozen = steps.narrowed(plan, weights), steps.narrowed(plan, frozen)
+        return objective(weights, frozen, batch, jax.random.key(number))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         weights = state.trainable if state.average is None else state.average
@@ -197,9 +198,8 @@ def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterabl
         total = jax.device_get([score(weights, frozen, whole(batch), np.int32(i)) for i, batch in seen])
         if not total:
             raise InputError("There is nothing to evaluate on: the held-out data has not one whole batch.")
-        weight = max(sum(float(loss.weight) for loss in total), 1e-9)
-        sums = {name: sum(float(loss.sums[name]) for loss in total) / weight for name in total[0].sums}
-        return {"loss": sum(float(loss.total) for loss in total) / weight} | sums
+        whole_set = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *total)
+        return {name: float(mean) for name, mean in whole_set.means().items()}
 
     return evaluate
 

@@ -1,10 +1,11 @@
 """One training step: a pure function of state and batch that knows no objective, no model and no data.
 
 An objective is `loss(trainable, frozen, batch, key) -> (total, weight, sums)`: a sum over what the batch teaches, how
-much that was (tokens, say), and further sums to report. Sums, because micro-batches and hosts with uneven masks then
-add up to the loss of the whole batch, which means of means do not. One that changes over the run has `at(step)`, which
-returns the objective of that step. Source of what is trained: `params.partition`, whose
-gaps (None) are invisible to gradients, optimiser, averages and checkpoints.
+much that was (tokens, say), and further sums to report, each with what it is divided by. Sums, because micro-batches
+and hosts with uneven masks then add up to the loss of the whole batch, which means of means do not. One that changes
+over the run has `at(step)`, which returns the objective of that step; one that must know the whole batch before it sees
+a part of it has `over(frozen, batch)`, which returns the objective of that batch's parts. Source of what is trained:
+`params.partition`, whose gaps (None) are invisible to gradients, optimiser, averages and checkpoints.
 """
 
 from __future__ import annotations
@@ -25,12 +26,24 @@ from paradec import params, struct
 from paradec.errors import InputError, check_fields
 
 
+class Share(NamedTuple):
+    """A sum, and what it is divided by once all micro-batches, hosts and batches are added up."""
+
+    sum: Float[Array, ""]
+    of: Float[Array, ""]
+
+
 class Loss(NamedTuple):
-    """What an objective returns. Every entry of `sums` is reported divided by `weight`."""
+    """What an objective returns: parts that can be added up, leaf by leaf."""
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
-    sums: dict[str, Float[Array, ""]]
+    sums: dict[str, Share]
+
+    def means(self) -> dict[str, Float[Array, ""]]:
+        """The loss by its weight, and every sum by its own; 0 where there was nothing to count."""
+        every = self.sums | {"loss": Share(self.total, self.weight)}
+        return {name: share.sum / jnp.maximum(share.of, 1e-9) for name, share in every.items()}
 
 
 Objective = Callable[[PyTree, PyTree, PyTree, jax.Array], Loss]
@@ -62,7 +75,9 @@ class Plan:
     floor: float = 0.1
     """Where the decay ends, as a fraction of the peak."""
     weight_decay: float = 0.1
-    """Of matrices alone (AdamW); vectors are left out."""
+    """Of matrices alone (AdamW), embeddings and vocabulary heads among them."""
+    spared: tuple[str, ...] = ("norm", "bias", "modulation")
+    """Weights whose names end so do not decay: vectors, which are stacked over layers. Nor do those with one axis."""
     beta1: float = 0.9
     """Decay of the mean of gradients (AdamW)."""
     beta2: float = 0.95
@@ -72,7 +87,7 @@ class Plan:
     micro: int = 1
     """Micro-batches that one step adds up."""
     compute: str = "float32"
-    """Dtype of the forward and backward pass; master weights, gradients and optimiser stay float32."""
+    """Dtype of the forward and backward pass; master weights, gradients, optimiser and routers stay float32."""
     average: float = 0.0
     """Decay of the moving average of the weights; 0 is off."""
     faster: tuple[tuple[str, float], ...] = ()
@@ -80,31 +95,43 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a number out of its range."""
+        above = lambda x: (0 < x < math.inf, "above 0 and finite")
+        least = lambda x, off="": (0 <= x < math.inf, f"0{off} or more, and finite")
+        decay = lambda x, off="": (0 <= x < 1, f"at least 0{off} and below 1")
         wanted = {
-            "steps": (self.steps >= 0, "0 or more"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "steps": (0 <= self.steps < 2**31, "0 or more, and below 2**31"),
+            "learning_rate": above(self.learning_rate),
             "warmup": (0 <= self.warmup <= self.steps, f"between 0 and steps ({self.steps})"),
             "decay": (self.decay in DECAYS, f"one of {', '.join(DECAYS)}"),
             "floor": (0 <= self.floor <= 1, "between 0 and 1"),
-            "clip": (self.clip >= 0, "0 (off) or more"),
+            "weight_decay": least(self.weight_decay),
+            "spared": (all(self.spared), "ends of names, none of them empty"),
+            "beta1": decay(self.beta1),
+            "beta2": decay(self.beta2),
+            "clip": least(self.clip, " (off)"),
             "micro": (self.micro >= 1, "at least 1"),
-            "average": (0 <= self.average < 1, "at least 0 (off) and below 1"),
+            "compute": (self.compute in COMPUTE, f"one of {', '.join(COMPUTE)}"),
+            "average": decay(self.average, " (off)"),
+            "faster": (all(above(factor)[0] for _, factor in self.faster), "names with factors above 0 and finite"),
         }
         check_fields(self, wanted)
 
 
 DECAYS = ("cosine", "linear", "constant", "wsd")
+COMPUTE = ("float32", "bfloat16")
+WIDE = ("router", "experts/bias")
+"""Weights with this in their name are float32 in every compute type: they choose, and a choice does not round."""
 
 
 def schedule(plan: Plan) -> optax.Schedule:
-    """The learning rate of every step."""
+    """The learning rate of every step. The floor is reached at `plan.steps`, just after the last one."""
     peak, rest, low = plan.learning_rate, max(plan.steps - plan.warmup, 1), plan.learning_rate * plan.floor
-    tail = max(plan.steps // 5, 1)
+    tail = min(max(plan.steps // 5, 1), rest)
     after = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest, plan.floor),
         "linear": lambda: optax.linear_schedule(peak, low, rest),
         "constant": lambda: optax.constant_schedule(peak),
-        "wsd": lambda: optax.linear_schedule(peak, low, tail, transition_begin=max(rest - tail, 0)),
+        "wsd": lambda: optax.linear_schedule(peak, low, tail, transition_begin=rest - tail),
     }[plan.decay]()
     # The first step already learns: a rise from 0 would waste it.
     rise = optax.linear_schedule(peak / max(plan.warmup, 1), peak, max(plan.warmup - 1, 1))
@@ -117,19 +144,36 @@ def _rate(plan: Plan, step: Int32[Array, ""]) -> Float[Array, ""]:
 
 
 def optimiser(plan: Plan) -> optax.GradientTransformation:
-    """AdamW as the plan says, behind a clip of the global norm."""
-    decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
-    adam = optax.adamw(schedule(plan), plan.beta1, plan.beta2, weight_decay=plan.weight_decay, mask=decayed)
+    """AdamW as the plan says, behind a clip of the global norm, for a learning rate of 1.
+
+    The rate is the step's, not the optimiser's: a step that is skipped does not put the schedule off.
+    """
     clip = optax.clip_by_global_norm(plan.clip) if plan.clip else optax.identity()
-    return optax.chain(clip, adam, optax.stateless(partial(_hurry, plan))) if plan.faster else optax.chain(clip, adam)
+    adam = optax.scale_by_adam(plan.beta1, plan.beta2)
+    return optax.chain(clip, adam, optax.add_decayed_weights(plan.weight_decay, partial(decays, plan)))
 
 
-def _hurry(plan: Plan, updates: PyTree, weights: PyTree) -> PyTree:
-    def one(path: tuple, update: Array) -> Array:
+def decays(plan: Plan, tree: PyTree) -> PyTree:
+    """Whether each leaf decays."""
+    return jax.tree.map_with_path(lambda path, x: x.ndim > 1 and not params.name(path).endswith(plan.spared), tree)
+
+
+def _moved(plan: Plan, weights: PyTree, updates: PyTree, rate: Float[Array, ""]) -> PyTree:
+    def one(path: tuple, weight: Array, update: Array) -> Array:
         name = params.name(path)
-        return update * math.prod(factor for start, factor in plan.faster if name.startswith(start))
+        return weight - rate * math.prod(factor for start, factor in plan.faster if name.startswith(start)) * update
 
-    return jax.tree.map_with_path(one, updates)
+    return jax.tree.map_with_path(one, weights, updates)
+
+
+def narrowed(plan: Plan, tree: PyTree) -> PyTree:
+    """The tree in the type that the plan computes in, but for `WIDE`."""
+
+    def one(path: tuple, leaf: Array) -> Array:
+        wide = any(f"/{part}/" in f"/{params.name(path)}/" for part in WIDE)  # an adapter's parts stand below the name
+        return params.cast(leaf, jnp.float32 if wide else plan.compute)
+
+    return jax.tree.map_with_path(one, tree)
 
 
 def init(plan: Plan, trainable: PyTree, key: jax.Array) -> TrainState:
@@ -145,7 +189,7 @@ def init(plan: Plan, trainable: PyTree, key: jax.Array) -> TrainState:
 def step(
     plan: Plan, objective: Objective, state: TrainState, frozen: PyTree, batch: PyTree
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """The next state, and metrics of this step: loss, every sum of the objective, weight, gradient_norm, learning_rate.
+    """The next state, and metrics of this step: the objective's means, weight, gradient_norm, learning_rate, finite.
 
     Every leaf of `batch` has its rows first, a multiple of `plan.micro`. A step whose loss or gradient is not finite
     changes nothing but the step number and reports `finite` 0, so that the last good weights can still be saved. The
@@ -155,21 +199,19 @@ def step(
     if hasattr(objective, "at"):
         objective = objective.at(state.step)
     gradient, loss = accumulate(plan, objective, state.trainable, frozen, batch, key)
-    weight = jnp.maximum(loss.weight, 1e-9)
-    gradient = jax.tree.map(lambda g: g / weight, gradient)
-    norm = optax.global_norm(gradient)
+    gradient = jax.tree.map(lambda g: g / jnp.maximum(loss.weight, 1e-9), gradient)
+    norm, rate = optax.global_norm(gradient), _rate(plan, state.step)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 step
         updates, moments = optimiser(plan).update(gradient, state.optimiser, state.trainable)
-        weights = optax.apply_updates(state.trainable, updates)
+    weights = _moved(plan, state.trainable, updates, rate)
     average = state.average
     if average is not None:
         average = jax.tree.map(lambda a, w: plan.average * a + (1 - plan.average) * w, average, weights)
     finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
     old, new = (state.trainable, state.optimiser, state.average), (weights, moments, average)
     weights, moments, average = jax.tree.map(lambda a, b: jnp.where(finite, b, a), old, new)
-    metrics = {name: value / weight for name, value in loss.sums.items()}
-    metrics |= {"loss": loss.total / weight, "weight": loss.weight, "gradient_norm": norm}
-    metrics |= {"learning_rate": _rate(plan, state.step), "finite": finite.astype(jnp.float32)}
+    metrics = loss.means() | {"weight": loss.weight, "gradient_norm": norm}
+    metrics |= {"learning_rate": rate, "finite": finite.astype(jnp.float32)}
     return state.replace(step=state.step + 1, trainable=weights, optimiser=moments, average=average), metrics
 
 
@@ -178,12 +220,16 @@ def accumulate(
 ) -> tuple[PyTree, Loss]:
     """The summed gradient and loss of all micro-batches.
 
-    Rows are dealt out in turn, so that a batch split over devices stays split in every micro-batch.
+    Rows are dealt out in turn, so that a batch split over devices stays split in every micro-batch. What is frozen is
+    computed in the plan's type too: with a float32 base every product of an adapter's training would be float32.
     """
+    still = narrowed(plan, frozen)
+    if hasattr(objective, "over"):
+        objective = objective.over(still, batch)
 
     def total(weights: PyTree, part: PyTree, key: jax.Array) -> tuple[Array, Loss]:
         # Cast inside: gradients arrive at the float32 master.
-        loss = objective(params.cast(weights, plan.compute), frozen, part, key)
+        loss = objective(narrowed(plan, weights), still, part, key)
         return loss.total, loss
 
     gradient = jax.grad(total, has_aux=True)
@@ -191,7 +237,7 @@ def accumulate(
         return gradient(trainable, batch, jax.random.fold_in(key, 0))
     rows = {x.shape[0] for x in jax.tree.leaves(batch)}
     if any(n % plan.micro for n in rows):
-        raise InputError(f"A batch of {min(rows)} rows does not split into {plan.micro} micro-batches.")
+        raise InputError(f"A batch of {min(rows)} rows does not split into {plan.micro} micro-batches (plan.micro).")
     dealt = jax.tree.map(lambda x: x.reshape(x.shape[0] // plan.micro, plan.micro, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def one(so_far: PyTree, inputs: tuple[PyTree, Array]) -> tuple[PyTree, None]:

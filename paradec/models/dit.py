@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from paradec import struct
 from paradec.errors import InputError
+from paradec.models import lora
 from paradec.models.transformer import Blocks, Transformer, Weights
 from paradec.ops.norm import layer_norm
 from paradec.types import Output, Spec
@@ -90,13 +91,13 @@ class DiT(Transformer):
         return super()._qkv(w.replace(attn_norm=_modulated(w.attn_norm, w.modulation[0])), x, turn, slide)
 
     def _join(self, w: Blocks, x: Array, out: Array) -> Array:
-        mixed = jnp.einsum("bhgtk,hgkd->btd", out.astype(x.dtype), w.out)
+        mixed = lora.product("bhgtk,hgkd->btd", out.astype(x.dtype), w.out)
         return x + mixed * w.modulation[0, 2][None, None]
 
     def _mlp(self, w: Blocks, x: Array) -> Array:
         x_norm = self._norm(x, _modulated(w.mlp_norm, w.modulation[1]))
-        up = jnp.einsum("btd,df->btf", x_norm, w.up) + w.up_bias[None, None]
-        mixed = jnp.einsum("btf,fd->btd", jax.nn.gelu(up, approximate=True), w.down) + w.down_bias[None, None]
+        up = lora.product("btd,df->btf", x_norm, w.up) + w.up_bias[None, None]
+        mixed = lora.product("btf,fd->btd", jax.nn.gelu(up, approximate=True), w.down) + w.down_bias[None, None]
         return x + mixed * w.modulation[1, 2][None, None]
 
     def _output(self, params: Weights, x: Array, every: Array | None, taps: tuple[int, ...]) -> Output:

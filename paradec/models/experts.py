@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from paradec import struct
 from paradec.errors import InputError
+from paradec.models import lora
 from paradec.types import Spec
 
 
@@ -83,7 +84,7 @@ class Experts:
 
         Of equal experts the first is taken.
         """
-        wide = x.astype(jnp.float32), w.router.astype(jnp.float32)
+        wide = x.astype(jnp.float32), lora.merged(w.router).astype(jnp.float32)
         logits = jnp.einsum("td,dx->tx", *wide, precision=lax.Precision.HIGHEST)
         score = jax.nn.softmax(logits) if self.score == "softmax" else jax.nn.sigmoid(logits)
         merit = score if w.bias is None else score + w.bias.astype(jnp.float32)[None]
@@ -103,8 +104,8 @@ class Experts:
         order = jnp.argsort(chosen.reshape(-1))
         size = jnp.bincount(chosen.reshape(-1), length=self.count).astype(jnp.int32)
         rows = tokens[order // self.top_k]
-        gate, up = (lax.ragged_dot(rows, w.gate_up[i], size) for i in (0, 1))
-        out = lax.ragged_dot(activation(gate) * up, w.down, size)
+        gate, up = (_ragged(rows, w.gate_up[i], size) for i in (0, 1))
+        out = _ragged(activation(gate) * up, w.down, size)
         back = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
         return jnp.einsum("ta,tad->td", weight, back.astype(jnp.float32)).astype(x.dtype).reshape(x.shape)
 
@@ -114,3 +115,8 @@ class Experts:
         best = lax.top_k(jnp.sum(lax.top_k(grouped, 2)[0], axis=-1), self.top_groups)[1]
         kept = jnp.any(best[:, :, None] == jnp.arange(self.groups)[None, None], axis=1)
         return jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(merit.shape)
+
+
+def _ragged(rows: Array, w: Array | lora.Adapted, size: Array) -> Array:
+    low = lambda a, b: lax.ragged_dot(lax.ragged_dot(rows, a, size), b, size)
+    return lora.changed(w, lambda matrices: lax.ragged_dot(rows, matrices, size), low)

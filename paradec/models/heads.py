@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from paradec import struct
+from paradec.ops.product import wide_einsum
 from paradec.types import Spec
 
 
@@ -81,8 +82,8 @@ class MedusaHeads:
         """Every head's float32 logits over the rows of `table` (None: the heads' own)."""
         hidden = self.hidden(weights, state)
         if table is None:
-            return jnp.einsum("qbd,qvd->qbv", hidden, weights.unembed, preferred_element_type=jnp.float32)
-        return jnp.einsum("qbd,vd->qbv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+            return wide_einsum("qbd,qvd->qbv", hidden, weights.unembed)
+        return wide_einsum("qbd,vd->qbv", hidden, table.astype(hidden.dtype))
 
 
 @struct.dataclass

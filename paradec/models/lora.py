@@ -20,7 +20,9 @@ from paradec.types import Spec
 class Adapted:
     """A weight and its change: weight + scale * a b, with the matrix sides flattened. Takes the weight's place.
 
-    Stacked dimensions lead in all three, so scans over layers slice it like a plain leaf.
+    Stacked dimensions lead in all three, so scans over layers slice it like a plain leaf. Models multiply with it
+    through `changed` and `product`, which never add the change to the weight: in bfloat16 the sum would round it away
+    where it is small, and the gradient of the sum takes as long as the weight's own.
     """
 
     weight: Float[Array, "*W"]
@@ -28,10 +30,15 @@ class Adapted:
     b: Float[Array, "*S R O"]
     scale: float = struct.field(pytree_node=False, default=1.0)
 
+    def __getitem__(self, index: int) -> Adapted:
+        """One of a stack."""
+        return Adapted(weight=self.weight[index], a=self.a[index], b=self.b[index], scale=self.scale)
+
     def merged(self) -> Float[Array, "*W"]:
-        """The weight with its change."""
-        change = jnp.einsum("...ir,...ro->...io", self.a, self.b) * jnp.asarray(self.scale, self.a.dtype)
-        return self.weight + change.reshape(self.weight.shape).astype(self.weight.dtype)
+        """The weight with its change, in the weight's type: in bfloat16 what is below its last bit is lost."""
+        wide = (x.astype(jnp.float32) for x in (self.a, self.b))
+        change = self.scale * jnp.einsum("...ir,...ro->...io", *wide).reshape(self.weight.shape)
+        return (self.weight.astype(jnp.float32) + change).astype(self.weight.dtype)
 
 
 def is_adapted(x: Any) -> bool:
@@ -39,12 +46,34 @@ def is_adapted(x: Any) -> bool:
     return isinstance(x, Adapted)
 
 
-def merged(tree: PyTree) -> PyTree:
-    """The tree with every change added to its weight; one without adapters as it is.
+def changed(
+    w: Array | Adapted, plain: Callable[[Array], Array], low: Callable[[Array, Array], Array]
+) -> Float[Array, "..."]:
+    """What is linear in a weight: `plain(weight)`, and of an adapted one `scale * low(a, b)` more."""
+    if not is_adapted(w):
+        return plain(w)
+    out = plain(w.weight)
+    change = low(*(x.astype(w.weight.dtype) for x in (w.a, w.b)))
+    return out + (change * jnp.asarray(w.scale, change.dtype)).astype(out.dtype)
 
-    Models call it on a layer's slice inside their scan: over the whole stack, all weights and their gradients would
-    live at once. Over a whole tree it is the export.
-    """
+
+def product(
+    subscripts: str, x: Array, w: Array | Adapted, einsum: Callable[..., Array] = jnp.einsum
+) -> Float[Array, "..."]:
+    """`einsum(subscripts, x, w)`. The letters of either side of the matrix stand together in w, inputs first."""
+
+    def low(a: Array, b: Array) -> Array:
+        operands, out = subscripts.split("->")
+        mine, letters = operands.split(",")
+        n = next(n for n in range(len(letters)) if math.prod(w.weight.shape[:n]) == len(a))
+        a, b = a.reshape(*w.weight.shape[:n], -1), b.reshape(-1, *w.weight.shape[n:])
+        return jnp.einsum(f"{mine},{letters[:n]}R,R{letters[n:]}->{out}", x, a, b)  # in the order that costs least
+
+    return changed(w, lambda weight: einsum(subscripts, x, weight), low)
+
+
+def merged(tree: PyTree) -> PyTree:
+    """The tree with every change added to its weight, as it is exported; one without adapters as it is."""
     return jax.tree.map(lambda x: x.merged() if is_adapted(x) else x, tree, is_leaf=is_adapted)
 
 

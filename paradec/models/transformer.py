@@ -21,6 +21,7 @@ from paradec.models.experts import Experts, ExpertWeights
 from paradec.ops.attention import attend, attend_cache, attend_masked
 from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors, on_canvas, under_canvas
 from paradec.ops.norm import rms_norm
+from paradec.ops.product import wide_einsum
 from paradec.ops.rope import Rope, angles, rotate
 from paradec.types import Output, Rows, Spec
 
@@ -173,7 +174,6 @@ class Transformer:
 
         def layer(x: Array, scanned: tuple[Blocks, Array]) -> tuple[Array, Array | None]:
             w, slide = scanned
-            w = lora.merged(w)
             q, k, v = self._qkv(w, x, turn, slide)
             out = attention(q, k, v, base & self._window(slide) if self.window else base, facts, self.scale)
             x = self._mlp(w, self._join(w, x, out))
@@ -213,7 +213,6 @@ class Transformer:
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, tuple]:
             w, old, index, slide = scanned
-            w = lora.merged(w)
             q, k, v = self._qkv(w, x, turn, slide)
             if old is not None:
                 k = lax.dynamic_update_slice_in_dim(old.k, k, rows.start, axis=2)
@@ -260,7 +259,7 @@ class Transformer:
         return rms_norm(x, weight, self.norm_eps, offset=1.0 if self.unit_norm else 0.0)
 
     def _embed(self, params: Weights, token: Array, embed: Array | None = None, aux: Array | None = None) -> Array:
-        x = lora.merged(params.embed)[token]
+        x = lora.changed(params.embed, lambda table: table[token], lambda a, b: a[token] @ b)
         if embed is not None:
             x = jnp.where(aux[..., None], embed.astype(x.dtype), x)
         x = x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
@@ -276,7 +275,7 @@ class Transformer:
     def _qkv(self, w: Blocks, x: Array, turn: tuple[Array, Array], slide: Array) -> tuple[Array, Array, Array]:
         cos, sin = (t[0] if self.local_rope is None else jnp.where(slide, t[1], t[0]) for t in turn)
         # Written with heads last and transposed after: asked for directly, XLA would transpose the weights instead.
-        qkv = jnp.einsum("btd,dhgk->bthgk", self._norm(x, w.attn_norm), w.qkv)
+        qkv = lora.product("btd,dhgk->bthgk", self._norm(x, w.attn_norm), w.qkv)
         if w.qkv_bias is not None:
             qkv = qkv + w.qkv_bias[None, None]
         qkv = qkv.transpose(0, 2, 3, 1, 4)
@@ -286,7 +285,7 @@ class Transformer:
         return rotate(q, cos, sin), rotate(k, cos, sin)[:, :, 0], v
 
     def _join(self, w: Blocks, x: Array, out: Array) -> Array:
-        mixed = jnp.einsum("bhgtk,hgkd->btd", out.astype(x.dtype), w.out)
+        mixed = lora.product("bhgtk,hgkd->btd", out.astype(x.dtype), w.out)
         return x + (mixed if w.attn_post_norm is None else self._norm(mixed, w.attn_post_norm))
 
     def _mlp(self, w: Blocks, x: Array) -> Array:
@@ -300,15 +299,16 @@ class Transformer:
     def _plain_mlp(self, w: Blocks, x: Array) -> Array:
         # Two products, and the pair of matrices in front: as one product, or with the pair inside, a CPU transposes
         # the weights and a TPU lays them out anew in every call.
-        gate, up = (jnp.einsum("btd,df->btf", x, w.gate_up[i]) for i in (0, 1))
-        return jnp.einsum("btf,fd->btd", self._activate(gate) * up, w.down)
+        gate, up = (lora.product("btd,df->btf", x, w.gate_up[i]) for i in (0, 1))
+        return lora.product("btf,fd->btd", self._activate(gate) * up, w.down)
 
     def _activate(self, gate: Array) -> Array:
         return jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
 
     def _output(self, params: Weights, x: Array, every: Array | None, taps: tuple[int, ...]) -> Output:
         hidden = self._norm(x, params.norm)
-        logits = jnp.einsum("btd,vd->btv", hidden, self.unembed(params), preferred_element_type=jnp.float32)
+        table = params.embed if params.head is None else params.head
+        logits = lora.product("btd,vd->btv", hidden, table, wide_einsum)
         return Output(logits=logits, hidden=hidden, taps=tuple(every[i] for i in taps))
 
     # Who sees whom.

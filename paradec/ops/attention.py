@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from paradec import struct
 from paradec.ops.mask import Block, Facts, Mask
+from paradec.ops.product import wide_einsum
 
 HIDDEN = -1e30  # score of a forbidden key: finite, so a row without any key stays a number and merges with weight 0
 
@@ -35,13 +36,13 @@ def attend(
     scale: float,
 ) -> Partial:
     """Softmax attention in float32 over the keys that `see` allows (None: all). Without any key, lse is near -1e30."""
-    score = jnp.einsum("bhgqk,bhsk->bhgqs", q, k, preferred_element_type=jnp.float32) * scale
+    score = wide_einsum("bhgqk,bhsk->bhgqs", q, k) * scale
     if see is not None:
         score = jnp.where(see[:, None, None], score, HIDDEN)
     top = jnp.max(score, axis=-1, keepdims=True)
     weight = jnp.exp(score - top)
     total = jnp.sum(weight, axis=-1, keepdims=True)
-    out = jnp.einsum("bhgqs,bhsk->bhgqk", weight.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out = wide_einsum("bhgqs,bhsk->bhgqk", weight.astype(v.dtype), v) / total
     return Partial(out, (top + jnp.log(total))[..., 0])
 
 

@@ -71,13 +71,13 @@ def test_the_loss_is_that_of_the_formula():
     np.testing.assert_allclose(got.total, total, rtol=1e-4)
     assert got.weight == count[0]
     for k in (0, 1):
-        np.testing.assert_allclose(got.sums[f"head_{k}"] / got.weight, hits[k] / everything[k], rtol=1e-5)
+        np.testing.assert_allclose(got.means()[f"head_{k}"], hits[k] / everything[k], rtol=1e-5)
 
 
 def test_a_target_is_two_ahead_and_more():
     *_, batch = world(0.5)
     for k in (0, 1, 3):
-        index, listed, counts = (np.asarray(x).reshape(ROWS, LENGTH) for x in targets(batch, listing(), k))
+        index, listed, counts = (np.asarray(x).reshape(ROWS, LENGTH) for x in targets(batch, listing().token, k))
         np.testing.assert_array_equal(index[:, : -2 - k], batch.token[:, 2 + k :])
         assert listed.all() and counts[:, : -2 - k].all() and not counts[:, -2 - k :].any()
 
@@ -153,7 +153,7 @@ def test_both_losses_are_those_of_their_formulas():
     whole = lora.merged(base)
     plain = NextToken(model)(whole, jax.tree.map(lambda x: None, whole), batch, jax.random.key(0))
     np.testing.assert_allclose(got.weight, plain.weight)
-    np.testing.assert_allclose(got.sums["base"], plain.total, rtol=1e-4)
+    np.testing.assert_allclose(got.sums["base"].sum, plain.total, rtol=1e-4)
     hidden = model.forward(whole, batch.token, segment=batch.segment).hidden
     read = HeadBatch(hidden=hidden, token=batch.token, learn=batch.learn, segment=batch.segment)
     short = ShortList(token=frozen["short"], table=model.unembed(whole)[frozen["short"]])
@@ -168,7 +168,7 @@ def test_heads_do_not_look_into_the_next_document():
     read = HeadBatch(hidden=hidden, token=batch.token, learn=batch.learn, segment=batch.segment)
     every = ShortList(token=jnp.arange(32), table=jnp.eye(32, 4))
     for k in (0, 1):
-        _, _, learn = targets(read, every, k)
+        _, _, learn = targets(read, every.token, k)
         learn = np.asarray(learn).reshape(batch.token.shape)
         segment, wanted = np.asarray(batch.segment), np.asarray(batch.learn)
         for b, t in np.ndindex(learn.shape):
@@ -200,7 +200,7 @@ def test_the_share_of_the_heads_rises(rise, half):
     state, metrics = learn.step(plan, objective, state, frozen, batch)
     base, total = (float(metrics[name]) for name in ("base", "loss"))
     whole = dataclasses.replace(objective, rise="constant")(trainable, frozen, batch, jax.random.key(0))
-    full = float((whole.total - whole.sums["base"]) / whole.weight)
+    full = float((whole.total - whole.sums["base"].sum) / whole.weight)
     np.testing.assert_allclose(total - base, full * float(objective.at(jnp.int32(0)).share), rtol=1e-4)
 
 

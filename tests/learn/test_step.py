@@ -12,8 +12,12 @@ from paradec import mesh, params
 from paradec.errors import InputError
 from paradec.learn import step as learn
 from paradec.learn.objectives.next_token import NextToken, TextBatch, cross_entropy
-from paradec.learn.step import Loss, Plan
-from paradec.testing import tiny_table, tiny_transformer
+from paradec.learn.step import Loss, Plan, Share
+from paradec.models import lora
+from paradec.models.dit import DiT
+from paradec.models.experts import Experts
+from paradec.models.heads import ConfidenceFilter, MedusaHeads
+from paradec.testing import tiny_recurrence, tiny_table, tiny_transformer
 
 pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step
 
@@ -112,17 +116,64 @@ def test_it_is_adamw_with_a_clip():
     assert norm > plan.clip
     rate = plan.learning_rate / plan.warmup
 
-    def moved(w, g):
+    def moved(path, w, g):
+        matrix = not params.name(path).endswith("norm")
         g = g * plan.clip / norm
         m, v = (1 - plan.beta1) * g / (1 - plan.beta1), (1 - plan.beta2) * g**2 / (1 - plan.beta2)
-        return w - rate * (m / (jnp.sqrt(v) + 1e-8) + (plan.weight_decay if w.ndim > 1 else 0) * w)
+        return w - rate * (m / (jnp.sqrt(v) + 1e-8) + (plan.weight_decay if matrix else 0) * w)
 
     state, metrics = learn.step(plan, objective, state, frozen, batch)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
     np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
-    for w, x, g in zip(*map(jax.tree.leaves, (weights, state.trainable, gradient)), strict=True):
+    right = jax.tree.map_with_path(moved, weights, gradient)
+    for w, x, g in zip(*map(jax.tree.leaves, (right, state.trainable, gradient)), strict=True):
         firm = np.abs(g) * plan.clip / norm > 1e-6  # below, the sign of a gradient is rounding
-        np.testing.assert_allclose(np.where(firm, x, 0), np.where(firm, moved(w, g), 0), atol=1e-6)
+        np.testing.assert_allclose(np.where(firm, x, 0), np.where(firm, w, 0), atol=1e-6)
+
+
+MOE = Experts(count=4, width=8, top_k=2, bias=True, shared=8, leading=1)
+DIT = DiT(vocab_size=9, width=8, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=4, mlp_width=16)
+NORMS = {"norm", "blocks/attn_norm", "blocks/mlp_norm"}
+FAMILIES = {
+    "llama": (tiny_transformer()[0], NORMS),
+    "qwen2": (tiny_transformer(qkv_bias=True)[0], NORMS | {"blocks/qkv_bias"}),
+    "qwen3": (tiny_transformer(qk_norm=True)[0], NORMS | {"blocks/q_norm", "blocks/k_norm"}),
+    "gemma": (
+        tiny_transformer(post_norms=True, unit_norm=True)[0],
+        NORMS | {"blocks/attn_post_norm", "blocks/mlp_post_norm"},
+    ),
+    "moe": (
+        tiny_transformer(experts=MOE)[0],
+        NORMS | {"blocks/experts/bias", "leading/attn_norm", "leading/mlp_norm"},
+    ),
+    "dit": (DIT, NORMS | {"blocks/modulation", "blocks/up_bias", "blocks/down_bias", "modulation", "head_bias"}),
+    "recurrence": (tiny_recurrence()[0], {"norm", "layers/norm", "layers/mlp_norm"}),
+    "heads": (MedusaHeads(num_heads=2, width=4, num_layers=2, vocab_size=9), {"bias"}),
+    "filter": (ConfidenceFilter(4, 8), {"bias", "out_bias"}),
+    "table": (tiny_table()[0], set()),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_decay_and_vectors_do_not(family):
+    """Whatever they are stacked by; embeddings, vocabulary heads and routers are matrices."""
+    model, vectors = FAMILIES[family]
+    leaves = jax.tree.leaves_with_path(learn.decays(PLAN, params.abstract(model.specs())))
+    decays = {params.name(path): decay for path, decay in leaves}
+    assert {name for name, decay in decays.items() if not decay} == vectors
+    specs = jax.tree.leaves_with_path(model.specs(), is_leaf=params.is_spec)
+    dense = {params.name(path): spec.dense is not None for path, spec in specs}
+    assert dense == decays or not any(dense.values())  # where a model says what its matrices are, it says the same
+
+
+def test_adapters_decay_and_names_can_be_spared():
+    model, weights = tiny_transformer()
+    tree = lora.adapt(weights, model.specs(), jax.random.key(0), 2, pick=lambda name: name.startswith("blocks/"))
+    trainable, _ = params.partition(tree, lambda name: lora.trained(name) or name in ("norm", "embed"))
+    named = lambda plan: {params.name(p): x for p, x in jax.tree.leaves_with_path(learn.decays(plan, trainable))}
+    assert [name for name, decay in named(PLAN).items() if not decay] == ["norm"] and len(named(PLAN)) == 10
+    spare = named(dataclasses.replace(PLAN, spared=(*PLAN.spared, "embed")))
+    assert [name for name, decay in spare.items() if not decay] == ["embed", "norm"]
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
@@ -157,7 +208,8 @@ def test_half_precision_keeps_a_float32_master():
 def test_noise_depends_on_key_step_and_micro_batch():
 
     def noisy(trainable, frozen, batch, key):
-        return Loss(jnp.sum(trainable["w"]) * 0.0, jnp.float32(1), {"noise": jax.random.uniform(key)})
+        noise = Share(jax.random.uniform(key), jnp.float32(1))
+        return Loss(jnp.sum(trainable["w"]) * 0.0, jnp.float32(1), {"noise": noise})
 
     def noise(plan, key, turns):
         state = learn.init(plan, {"w": jnp.ones(2)}, jax.random.key(key))
@@ -197,6 +249,34 @@ def test_schedules(decay):
     middle = {"cosine": 0.55, "linear": 0.55, "constant": 1.0, "wsd": 1.0}[decay]
     end = 1.0 if decay == "constant" else 0.1
     assert rate[55] == pytest.approx(middle, abs=0.01) and rate[100] == pytest.approx(end, abs=1e-6)
+
+
+@pytest.mark.parametrize("decay", learn.DECAYS)
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(100, 0), (100, 1), (100, 85), (100, 99), (4, 1), (1, 0), (5, 5), (0, 0)]
+)
+def test_a_schedule_ends_at_its_floor_however_long_it_rises(decay, steps, warmup):
+    plan = Plan(steps=steps, warmup=warmup, learning_rate=2.0, decay=decay, floor=0.1)
+    rate = np.array([float(learn.schedule(plan)(i)) for i in range(steps + 1)])
+    assert rate[warmup:-1].min(initial=9) > 0.2, "a step before the end is at the floor already"
+    assert rate[warmup:].max() == pytest.approx(2.0) and (np.diff(rate[warmup:]) <= 1e-6).all()
+    assert (np.diff(rate[:warmup]) > 0).all() and (warmup == 0 or rate[warmup - 1] == pytest.approx(2.0))
+    if warmup < steps:
+        assert rate[-1] == pytest.approx(2.0 if decay == "constant" else 0.2)
+
+
+def test_a_skipped_step_does_not_put_the_schedule_off():
+    """The gradient is 1 everywhere, so Adam moves every weight by just the rate."""
+    line = lambda weights, frozen, batch, key: Loss(jnp.sum(weights["w"]) * batch[0], jnp.float32(1), {})
+    plan = Plan(steps=9, warmup=6, learning_rate=1.0, weight_decay=0.0, clip=0.0)
+    state, moved, said = learn.init(plan, {"w": jnp.zeros(3)}, jax.random.key(0)), [], []
+    for factor in (1.0, np.inf, 1.0, 1.0):
+        before = float(state.trainable["w"][0])
+        state, metrics = learn.step(plan, line, state, None, jnp.full(1, factor, jnp.float32))
+        moved.append(before - float(state.trainable["w"][0]))
+        said.append(float(metrics["learning_rate"]) * float(metrics["finite"]))
+    np.testing.assert_allclose(said, [1 / 6, 0, 3 / 6, 4 / 6], rtol=1e-5)
+    np.testing.assert_allclose(moved, said, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from paradec import params
 from paradec.errors import InputError
 from paradec.models import lora
+from paradec.ops.product import wide_einsum
 from paradec.testing import tiny_transformer
 from paradec.types import Rows
 
@@ -42,6 +43,30 @@ def test_decoding_sees_the_adapters():
     model, _, tree = adapted()
     out, _ = jax.jit(model.extend)(tree, model.init_cache(2, 16), Rows.chain(TOKEN))
     np.testing.assert_allclose(out.logits, jax.jit(model.forward)(tree, TOKEN).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "inputs", "shape"),
+    [
+        ("btd,dhgk->bthgk", (3, 5, 16), (16, 2, 3, 4)),
+        ("bhgtk,hgkd->btd", (3, 2, 3, 5, 4), (2, 3, 4, 16)),
+        ("btd,vd->btv", (3, 5, 16), (24, 16)),
+    ],
+)
+def test_a_change_below_the_last_bit_of_a_bfloat16_weight_is_not_lost(subscripts, inputs, shape):
+    """A tenth of it. The products that models make, on either side of the matrix."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    stacked = {"btd,dhgk->bthgk": 1, "bhgtk,hgkd->btd": 3, "btd,vd->btv": 1}[subscripts]
+    rows, columns = np.prod(shape[:stacked]), np.prod(shape[stacked:])
+    weight = jax.random.normal(keys[0], shape).astype(jnp.bfloat16)
+    a, b = jax.random.normal(keys[1], (rows, 2)), 2e-4 * jax.random.normal(keys[2], (2, columns))
+    leaf = lora.Adapted(weight=weight, a=a, b=b, scale=2.0)
+    x = jax.random.normal(keys[3], inputs).astype(jnp.bfloat16)
+    there, gone = (lora.product(subscripts, x, w, wide_einsum) for w in (leaf, weight))
+    wanted = np.einsum(subscripts, np.float64(x), 2.0 * (np.float64(a) @ np.float64(b)).reshape(shape))
+    assert np.abs(there - gone - wanted).max() < 0.02 * np.abs(wanted).max()
+    moved = np.asarray(leaf.merged() != weight).mean()
+    assert moved < 0.2, "these changes are not small"
 
 
 def test_the_change_is_the_product_of_the_formula():

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from paradec import struct
-from paradec.learn.step import Loss
+from paradec.learn.step import Loss, Share
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 
 PUBLISHED = 0.96
@@ -48,12 +48,11 @@ class FilterLoss:
         each = optax.sigmoid_binary_cross_entropy(logits, final.astype(jnp.float32))
         weight = jnp.sum(use)
         passed = (jax.nn.sigmoid(logits) > self.bar) & batch.open
-        share = lambda part, of: jnp.sum(part, dtype=jnp.float32) / jnp.maximum(jnp.sum(of, dtype=jnp.float32), 1.0)
-        # Sums are reported divided by the weight; what is wanted are shares of other counts.
+        count = lambda which: jnp.sum(which, dtype=jnp.float32)
         sums = {
-            "passed": jnp.sum(passed, dtype=jnp.float32),
-            "precision": share(passed & final, passed) * weight,
-            "recall": share(passed & final, final) * weight,
+            "passed": Share(count(passed), weight),
+            "precision": Share(count(passed & final), count(passed)),
+            "recall": Share(count(passed & final), count(final)),
         }
         return Loss(jnp.sum(each * use * jnp.where(final, 1.0, self.wrong)), weight, sums)
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from paradec import params
 from paradec.errors import check_fields
 from paradec.learn.objectives.next_token import cross_entropy
-from paradec.learn.step import Loss
+from paradec.learn.step import Loss, Share
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.types import TextBatch
 
@@ -93,7 +93,7 @@ class Masked:
 
     The weight of a batch is the number of tokens that may be learned, hidden or not, so with 1 / t the loss is an upper
     bound on the negative log-likelihood a token. Reports `accuracy` on hidden tokens. With a shifted model the first
-    token of a row cannot be learned.
+    token of a row, and of a document in it, cannot be learned: no row of its own document speaks of it.
     """
 
     model: BlockDiffusion
@@ -102,7 +102,7 @@ class Masked:
 
     def __call__(self, trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array) -> Loss:
         weights = params.merge(trainable, frozen)
-        learn = batch.learn.at[:, 0].set(False) if self.model.shift else batch.learn
+        learn = batch.learn & _spoken_of(batch) if self.model.shift else batch.learn
         loss, right, hidden = jnp.float32(0), jnp.float32(0), jnp.float32(0)
         views = self.noise.views(key, batch.token, learn, self.model.mask_id)
         for view in views:
@@ -110,9 +110,7 @@ class Masked:
             count = view.hidden.astype(jnp.float32)
             loss += jnp.sum(each * count * view.weight)
             right, hidden = right + jnp.sum(best * count), hidden + jnp.sum(count)
-        total = jnp.sum(learn, dtype=jnp.float32)
-        # Sums are reported divided by the weight; what is wanted is a share of the hidden tokens.
-        return Loss(loss, total, {"accuracy": right * total / jnp.maximum(hidden, 1.0)})
+        return Loss(loss, jnp.sum(learn, dtype=jnp.float32), {"accuracy": Share(right, hidden)})
 
     def logits(self, weights: PyTree, view: View, batch: TextBatch) -> Float[Array, "B T V"]:
         """What the model says of every token, each at its own place, and never the mask."""
@@ -125,3 +123,9 @@ class Masked:
             out = self.model.forward(weights, view.token, segment=batch.segment, position=batch.position, **facts)
         token = lax.broadcasted_iota(jnp.int32, out.logits.shape, 2)
         return jnp.where(token == self.model.mask_id, -jnp.inf, self.model.aligned(out.logits))
+
+
+def _spoken_of(batch: TextBatch) -> Bool[Array, "B T"]:
+    """Whether the row before each token is one of its document, as a shifted model needs."""
+    segment = jnp.zeros_like(batch.token) if batch.segment is None else batch.segment
+    return jnp.pad(segment[:, 1:] == segment[:, :-1], ((0, 0), (1, 0)))

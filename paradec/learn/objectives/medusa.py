@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from paradec import params, struct
 from paradec.learn.objectives.next_token import cross_entropy
-from paradec.learn.step import Loss
+from paradec.learn.step import Loss, Share
 from paradec.models import lora
 from paradec.models.heads import HeadWeights, MedusaHeads, ShortList
 from paradec.types import TextBatch
@@ -50,14 +50,12 @@ class Medusa1:
         logits = self.heads.logits(trainable, batch.hidden.reshape(-1, batch.hidden.shape[-1]), frozen.table)
         total, weight, sums = jnp.float32(0), jnp.float32(0), {}
         for k in range(self.heads.num_heads):
-            index, listed, learn = targets(batch, frozen, k)
+            index, listed, learn = targets(batch, frozen.token, k)
             loss, right = cross_entropy(logits[k], index)
             use = (learn & listed).astype(jnp.float32)
             total += self.decay**k * jnp.sum(loss * use)
             weight = jnp.sum(use) if k == 0 else weight
-            # Reported per unit of head 0's weight; the caller's division by it must give a share of all targets.
-            share = jnp.sum(right * use) / jnp.maximum(jnp.sum(learn), 1)
-            sums[f"head_{k}"] = share * weight
+            sums[f"head_{k}"] = Share(jnp.sum(right * use), jnp.sum(learn, dtype=jnp.float32))
         return Loss(total, weight, sums)
 
 
@@ -65,6 +63,8 @@ class Medusa1:
 class Medusa2:
     """Base model and heads learn together: the base's loss + weight * share * the heads' loss of `Medusa1`.
 
+    Each is its own mean over the batch. As the two have different numbers of targets, `ratio` brings the sum of the
+    second to the weight of the first; `over` counts it in the whole batch, so that micro-batches add up to it.
     `share` is 1, or rises over `steps`: "sine" as sin(pi/2 t/T), "linear" as t/T. The base's loss is next-token
     cross-entropy, or with `distil` that against the law of the base without its adapters (self-distillation, for text
     that the model wrote itself). `trainable` and `frozen` are dicts: "base" and "heads", and in `frozen` the ids of
@@ -80,6 +80,13 @@ class Medusa2:
     steps: int = 1
     distil: bool = False
     share: Any = 1.0
+    ratio: Any = None
+
+    def over(self, frozen: PyTree, batch: TextBatch) -> Medusa2:
+        """The objective of every part of a batch."""
+        _, listed, learn = targets(batch, frozen["short"], 0)
+        count = lambda which: jnp.sum(which, dtype=jnp.float32)
+        return dataclasses.replace(self, ratio=count(_apart(batch, 1)) / jnp.maximum(count(learn & listed), 1.0))
 
     def at(self, step: Int[Array, ""]) -> Medusa2:
         """The objective of one step of the run."""
@@ -87,6 +94,7 @@ class Medusa2:
         return dataclasses.replace(self, share=RISES[self.rise](part))
 
     def __call__(self, trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array) -> Loss:
+        ratio = self.over(frozen, batch).ratio if self.ratio is None else self.ratio
         base = params.merge(trainable["base"], frozen["base"])
         given = {"segment": batch.segment, "position": batch.position}
         facts = {name: x for name, x in given.items() if x is not None}
@@ -105,10 +113,8 @@ class Medusa2:
         guessed = HeadBatch(hidden=out.hidden, token=batch.token, learn=batch.learn, segment=batch.segment)
         short = ShortList(token=frozen["short"], table=table)
         first = Medusa1(self.heads, self.decay)(trainable["heads"], short, guessed, key)
-        # Both are sums: each is brought to its own mean, in units of the base's weight.
-        scale = count / jnp.maximum(first.weight, 1.0)
-        sums = {name: value * scale for name, value in first.sums.items()} | {"base": own}
-        return Loss(own + self.weight * self.share * first.total * scale, count, sums)
+        sums = first.sums | {"base": Share(own, count)}
+        return Loss(own + self.weight * self.share * first.total * ratio, count, sums)
 
 
 RISES = {"constant": lambda part: 1.0, "linear": lambda part: part, "sine": lambda part: jnp.sin(jnp.pi / 2 * part)}
@@ -126,14 +132,16 @@ def _apart(batch: TextBatch | HeadBatch, ahead: int) -> Bool[Array, "B T"]:
     return learn & (_ahead(batch.segment, ahead) == batch.segment)
 
 
-def targets(batch: HeadBatch, short: ShortList, k: int) -> tuple[Int[Array, "N"], Bool[Array, "N"], Bool[Array, "N"]]:
-    """For all B * T positions: head k's target as a row of the list, whether it is listed, and whether it counts.
+def targets(
+    batch: TextBatch | HeadBatch, short: Int32[Array, "W"], k: int
+) -> tuple[Int[Array, "N"], Bool[Array, "N"], Bool[Array, "N"]]:
+    """For all B * T positions: head k's target as a row of the short list, whether it is listed, whether it counts.
 
     The last 2 + k positions of a row, or of a document in it, have no target.
     """
     token, learn = _ahead(batch.token, 2 + k).reshape(-1), _apart(batch, 2 + k).reshape(-1)
-    index = jnp.clip(jnp.searchsorted(short.token, token), 0, short.token.shape[0] - 1).astype(jnp.int32)
-    return index, short.token[index] == token, learn
+    index = jnp.clip(jnp.searchsorted(short, token), 0, short.shape[0] - 1).astype(jnp.int32)
+    return index, short[index] == token, learn
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -149,7 +157,7 @@ def calibrate(
     best = lax.top_k(logits, ranks)[1]
     hits, counts = [], []
     for k in range(heads.num_heads):
-        index, listed, learn = targets(batch, short, k)
+        index, listed, learn = targets(batch, short.token, k)
         right = (best[k] == index[:, None]) & (listed & learn)[:, None]
         hits.append(jnp.sum(right, axis=0, dtype=jnp.float32))
         counts.append(jnp.sum(learn, dtype=jnp.float32))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from paradec import params
-from paradec.learn.step import Loss
+from paradec.learn.step import Loss, Share
 from paradec.types import TextBatch
 
 
@@ -35,7 +35,8 @@ class NextToken:
             learn = learn & (batch.segment[:, 1:] == batch.segment[:, :-1])
         loss, right = cross_entropy(logits, batch.token[:, 1:])
         weight = learn.astype(jnp.float32)
-        return Loss(jnp.sum(loss * weight), jnp.sum(weight), {"accuracy": jnp.sum(right * weight)})
+        count = jnp.sum(weight)
+        return Loss(jnp.sum(loss * weight), count, {"accuracy": Share(jnp.sum(right * weight), count)})
 
 
 def cross_entropy(
