@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
+from configs.lm import check_rows
 from paradec.config import several
-from paradec.errors import check_fields
+from paradec.errors import check_fields, check_least
+from paradec.io.names import check_dtype
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -39,8 +42,8 @@ class Calls:
         """Raise `InputError` for a number out of its range."""
         for name in ("files", "along"):
             object.__setattr__(self, name, several(getattr(self, name)))
-        least = {"prompts": 1, "held_out": 2}
-        check_fields(self, {name: (getattr(self, name) >= n, f"at least {n}") for name, n in least.items()})
+        check_least(self, {"items": 1, "prompts": 1, "new_tokens": 1, "block": 1, "batch": 1, "held_out": 2})
+        check_fields(self, {"along": (bool(self.along), "the name of a rule, or several")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Filter:
     """Width of its hidden layer."""
     wrong: float = 1.0
     """What a proposal that is not final counts, beside one that is: above 1 the filter is more careful."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        check_least(self, {"width": 1})
+        check_fields(self, {"wrong": (0 < self.wrong < math.inf, "above 0 and finite")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +77,11 @@ class LearnedFilter:
     seed: int = 0
     """Of the filter's first weights and the order of the calls."""
     run: Run = Run(out=Path("out/filter-padded"), evaluate_every=5000, save_every=5000)
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for what cannot be trained."""
+        check_dtype(self.dtype)
+        check_rows(self)
 
 
 def padded() -> LearnedFilter:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 from paradec.config import several
-from paradec.errors import check_fields
+from paradec.errors import InputError, check_fields, check_least
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -32,6 +33,15 @@ class Shape:
     """The embedding is also the output's table."""
     theta: float = 10_000.0
     """Base of the rotary positions."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for numbers that make no decoder."""
+        check_least(self, dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_dim", "mlp"), 1))
+        check_fields(self, {
+            "heads": (self.heads % self.kv_heads == 0, f"a multiple of kv_heads ({self.kv_heads})"),
+            "head_dim": (self.head_dim % 2 == 0, "even, since rotary positions turn pairs"),
+            "theta": (0 < self.theta < math.inf, "above 0 and finite"),
+        })  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +84,28 @@ class Devices:
     rules: Literal["replicated", "tensor", "fsdp"] = "fsdp"
     """How weights lie: whole on every device, split over `model`, or split over all."""
 
+    def __post_init__(self) -> None:
+        """Raise `InputError` for no devices."""
+        check_fields(self, {
+            "data": (self.data == -1 or self.data >= 1, "at least 1, or -1 for all devices that are left"),
+            "model": (self.model >= 1, "at least 1"),
+        })  # fmt: skip
+
+
+def check_rows(config: Any, least: int = 1) -> None:
+    """What every recipe needs: steps, a batch that splits into micro-batches, a seed. Raises `InputError`."""
+    check_least(config, {"batch": 1})
+    check_fields(config, {"seed": (0 <= config.seed < 2**31, "0 or more, and below 2**31")})
+    if config.plan.steps < least:
+        raise InputError(f"plan.steps must be at least {least}; {config.plan.steps} was given.")
+    check_split("batch", config.batch, config.plan.micro)
+
+
+def check_split(name: str, rows: int, micro: int) -> None:
+    """Raise `InputError` for a batch that micro-batches cannot share."""
+    if rows % micro:
+        raise InputError(f"{rows} rows do not split into {micro} micro-batches; change --{name} or --plan.micro.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Lm:
@@ -94,6 +126,11 @@ class Lm:
     seed: int = 0
     """Of the first weights, the order of the rows and all noise."""
     run: Run = Run(out=Path("out/lm"))
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for what cannot be trained."""
+        check_least(self, {"lora": 0})
+        check_rows(self)
 
 
 def tiny() -> Lm:

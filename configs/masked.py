@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from configs.lm import Devices, Shape, check_data
+from configs.lm import Devices, Shape, check_data, check_rows
 from paradec.data.lists import OPERATIONS
+from paradec.errors import check_least
 from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Noise
 from paradec.learn.step import Plan
@@ -51,6 +52,11 @@ class Masked:
     seed: int = 0
     """Of the first weights, the order of the rows and all noise."""
     run: Run = Run(out=Path("out/lists"), evaluate_every=1000, save_every=1000)
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for what cannot be trained."""
+        check_least(self, {"block": 0})
+        check_rows(self)
 
 
 def lists() -> Masked:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
+from configs.lm import check_rows, check_split
 from paradec.config import several
-from paradec.errors import check_fields
+from paradec.errors import InputError, check_fields, check_least
+from paradec.io.names import check_dtype
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -38,8 +41,8 @@ class Text:
     def __post_init__(self) -> None:
         """Raise `InputError` for a number out of its range."""
         object.__setattr__(self, "prompts", several(self.prompts))
-        least = {"instructions": 0, "prompts_each": 1, "imagined": 0, "retold": 0, "length": 3, "held_out": 2}
-        check_fields(self, {name: (getattr(self, name) >= n, f"at least {n}") for name, n in least.items()})
+        least = {"instructions": 0, "prompts_each": 1, "imagined": 0, "retold": 0, "new_tokens": 1, "batch": 1}
+        check_least(self, least | {"length": 3, "held_out": 2})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Heads:
     """Nodes of the tree; a decode may use fewer (num_draft)."""
     ranks: int = 10
     """Guesses of one head that the tree may use."""
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        check_least(self, {"count": 1, "layers": 1, "short_list": 0, "nodes": 1, "ranks": 1})
+        check_fields(self, {"decay": (0 < self.decay < math.inf, "above 0 and finite")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +91,16 @@ class Joint:
     length: int = 256
     """Tokens of a row."""
 
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a number out of its range."""
+        check_least(self, {"rank": 1, "rows": 1, "length": 2})
+        check_fields(self, {
+            "steps": (0 <= self.steps < 2**31, "0 (off) or more, and below 2**31"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),
+            "alpha": (0 < self.alpha < math.inf, "above 0 and finite"),
+            "weight": (0 <= self.weight < math.inf, "0 or more, and finite"),
+        })  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Medusa:
@@ -101,6 +119,15 @@ class Medusa:
     seed: int = 0
     """Of the heads' first weights, the texts and the order of the rows."""
     run: Run = Run(out=Path("out/medusa"))
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for what cannot be trained."""
+        check_dtype(self.dtype)
+        check_rows(self, least=0)
+        if self.joint.steps:
+            check_split("joint.rows", self.joint.rows, self.plan.micro)
+        elif not self.plan.steps:
+            raise InputError("Neither stage has a step to learn in; set --plan.steps, --joint.steps or both.")
 
 
 def smollm2() -> Medusa:

@@ -59,3 +59,8 @@ def check_fields(config: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:
     for name, (holds, what) in wanted.items():
         if not holds:
             raise InputError(f"{name} must be {what}; {getattr(config, name)} was given.")
+
+
+def check_least(config: Any, least: Mapping[str, int]) -> None:
+    """Raise `InputError` for the first field below its least value."""
+    check_fields(config, {name: (getattr(config, name) >= n, f"at least {n}") for name, n in least.items()})

@@ -166,21 +166,21 @@ def test_one_string_is_one_string():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch": 0}, "at least 1 row"),
+        ({"batch": 0}, "batch must be at least 1"),
         ({"batch": 99}, "57 texts are to be trained on, less than one batch of 99"),
         ({"text": {"instructions": 19}}, "Of 19 texts every 20th is to be held out"),
         ({"heads": {"short_list": 4}}, "cannot make 10 guesses out of 4"),
-        ({"joint": {"steps": 1, "rows": 0}}, "at least 1 row"),
-        ({"joint": {"steps": 1, "length": 1}}, "joint.length"),
+        ({"joint": {"steps": 1, "rows": 0}}, "rows must be at least 1"),
+        ({"joint": {"steps": 1, "length": 1}}, "length must be at least 2"),
     ],
 )
 def test_heads_that_cannot_be_trained_fail_before_anything_is_recorded(tmp_path, tiny, changes, words):
     config = dataclasses.replace(medusa_configs.smollm2(), model=tiny, run=Run(out=tmp_path / "out"))
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, instructions=60))
-    for name, change in changes.items():
-        new = dataclasses.replace(getattr(config, name), **change) if isinstance(change, dict) else change
-        config = dataclasses.replace(config, **{name: new})
     with pytest.raises(InputError, match=words):
+        for name, change in changes.items():
+            new = dataclasses.replace(getattr(config, name), **change) if isinstance(change, dict) else change
+            config = dataclasses.replace(config, **{name: new})
         program("medusa").main(config)
     assert not (tmp_path / "out").exists()
 
@@ -190,7 +190,7 @@ def test_a_filter_that_cannot_be_measured_fails_before_anything_is_recorded(tmp_
     few = dataclasses.replace(config, calls=dataclasses.replace(config.calls, prompts=9))
     with pytest.raises(InputError, match="Of 9 texts every 10th is to be held out"):
         program("learned_filter").main(few)
-    with pytest.raises(InputError, match="at least 1 row"):
+    with pytest.raises(InputError, match="batch must be at least 1"):
         program("learned_filter").main(dataclasses.replace(config, batch=0))
     assert not (tmp_path / "out").exists()
 

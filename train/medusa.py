@@ -70,8 +70,6 @@ def check(config: Medusa, lm: LanguageModel) -> None:
     chain.check_batch(config.batch)
     if joint.steps:
         chain.check_batch(joint.rows)
-        if joint.length < 2:
-            raise InputError(f"A row of {joint.length} tokens predicts nothing; take a joint.length of at least 2.")
     texts = len(written(config)) + text.imagined + text.retold
     train, _ = traces.parted(texts, text.held_out)
     if config.plan.steps and len(train) < config.batch:
