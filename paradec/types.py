@@ -242,7 +242,10 @@ class Model(Protocol):
         ...
 
     def commit(self, cache: PyTree, delta: PyTree, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> PyTree:
-        """Append delta rows `path[:count]` (None: 0, 1, 2, …) to the cache. A count of 0 changes nothing."""
+        """Append delta rows `path[:count]` (None: 0, 1, 2, …) to the cache. A count of 0 changes nothing.
+
+        What counts has room in the cache. The rest of the path may be longer than what is left.
+        """
         ...
 
 

@@ -61,8 +61,7 @@ class Speculative:
             done=prompt.length >= limit,
             key=key,
             sampling=sampling,
-            # One draft of slack: the window of the cache write must fit behind the last accepted token.
-            cache=self.target.init_cache(B, slots + self.drafter.nodes),
+            cache=self.target.init_cache(B, slots),
             carry=self.drafter.init(params, B, slots),
             stats=Stats(offered=depths, accepted=depths, queries=count, drafts=count, refreshes=count),
         )

@@ -122,11 +122,10 @@ def _short_list(embed: jax.ShapeDtypeStruct, size: int, place: Placement) -> Sho
 
 def _state(method: Any, weights: PyTree, batch: int, slots: int, place: Placement) -> DecodeState:
     """The abstract state of `batch` rows whose target cache has `slots` slots, laid out as `loop.start` would."""
-    canvas = max(slots - method.drafter.nodes, 2) if hasattr(method, "drafter") else slots
     prompt = Prompt(jax.ShapeDtypeStruct((batch, 1), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.int32))
     key = jax.eval_shape(lambda: sampling.row_keys(0, range(batch)))
     law = jax.eval_shape(lambda: sampling.sampling(batch))
-    init = lambda method, *rest: method.init(*rest, slots=canvas)
+    init = lambda method, *rest: method.init(*rest, slots=slots)
     state = jax.eval_shape(init, method, weights, prompt, prompt.length, key, law)
     lay = lambda x, axes: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.sharding(axes, x.shape))
     return jax.tree.map(lay, state, loop.axes(state))

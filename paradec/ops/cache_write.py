@@ -28,7 +28,8 @@ def cache_write(
 ) -> Shaped[Array, "L B H S K"]:
     """`buffer` with `new[:, b, :, :count[b]]` at slot `start[b]` of every row b; other slots keep their bits.
 
-    A row that writes needs `start + P <= S` (the window would clamp); a row with count 0 may start anywhere.
+    A row that writes needs `start + count <= S`: what does not count may stick out behind the end, as it does where a
+    prompt's last chunk or a last draft is wider than what is left. A row with count 0 may start anywhere.
     `implementation` is "window" (default) or "scatter", the reference.
     """
     if implementation == "scatter":
@@ -42,15 +43,21 @@ def cache_write(
 
 
 def _window(buffer: Array, new: Array, start: Array, count: Array) -> Array:
-    L, B, H, _, K = buffer.shape
-    P = new.shape[3]
+    L, B, H, S, K = buffer.shape
+    P = min(new.shape[3], S)
     i = lax.iota(jnp.int32, P)[:, None]
+    # A slice that sticks out would be moved back without a word. So the window begins early enough to fit, and its
+    # entries as many slots further inside it.
+    first = jnp.minimum(start, S - P)
+    shift = start - first
+    padded = jnp.pad(new[:, :, :, :P], ((0, 0), (0, 0), (0, 0), (P, 0), (0, 0)))
 
     def row(b: Array | int, buffer: Array) -> Array:
-        at = (0, b, 0, start[b], 0)
-        old = lax.dynamic_slice(buffer, at, (L, 1, H, P, K))
-        fresh = lax.dynamic_slice_in_dim(new, b, 1, axis=1)
-        return lax.dynamic_update_slice(buffer, jnp.where(i < count[b], fresh, old), at)
+        at, size = (0, b, 0, first[b], 0), (L, 1, H, P, K)
+        old = lax.dynamic_slice(buffer, at, size)
+        fresh = lax.dynamic_slice(padded, (0, b, 0, P - shift[b], 0), size)
+        inside = (i >= shift[b]) & (i < shift[b] + count[b])
+        return lax.dynamic_update_slice(buffer, jnp.where(inside, fresh, old), at)
 
     # As many turns as there may be writers, which no compiler knows: the loop of a single row would be unrolled, and on
     # TPU the cache then copied after all.

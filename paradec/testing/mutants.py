@@ -145,11 +145,14 @@ class NoCompaction(Wrapped):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class NoSlack(Wrapped):
-    """A cache of exactly as many slots as the text has: the last windows slide down over what is stored."""
+class Slides(Wrapped):
+    """A commit whose windows slide down over what is stored where they would stick out behind the cache's end."""
 
-    def init_cache(self, batch: int, slots: int) -> PyTree:
-        return jax.tree.map(lambda x: x[:, :, :, :128] if x.ndim == 5 else x, self.model.init_cache(batch, slots))
+    def commit(self, cache: PyTree, delta: PyTree, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> PyTree:
+        wide = jax.tree.leaves(delta)[0].shape[3] if path is None else path.shape[1]
+        start = jnp.minimum(cache.length, cache.k.shape[3] - wide)
+        new = self.model.commit(cache.replace(length=start), delta, path, count)
+        return new.replace(length=cache.length + count)
 
 
 @jax.tree_util.register_static

@@ -15,6 +15,7 @@ STARTS = {
     "ragged": ([0, 3, 7, 11, 1, 2, 9, 4], [5, 0, 1, 4, 3, 2, 5, 0]),
     "at the very end": ([11] * 8, [5, 4, 3, 2, 1, 0, 5, 5]),
     "nothing, from anywhere": ([0, 5, 15, 16, 40, 11, 12, 13], [0] * 8),
+    "a window that sticks out": ([12, 13, 14, 15, 16, 11, 15, 0], [4, 3, 1, 1, 0, 5, 0, 5]),
 }
 
 
@@ -31,6 +32,16 @@ def test_each_row_is_written_where_it_ends_and_nowhere_else(start, count, implem
     write = jax.jit(lambda *x: cache_write(*x, implementation=implementation))
     got = write(BUFFER, NEW, jnp.asarray(start), jnp.asarray(count))
     np.testing.assert_array_equal(got, by_hand(start, count))
+
+
+@pytest.mark.parametrize("start", [0, 3, 6])
+def test_a_window_longer_than_the_buffer(start):
+    """As of a prompt read in one chunk that is longer than the cache: what counts fits, the rest is padding."""
+    room = BUFFER[:, :, :, : P + 2]
+    long = jnp.concatenate([NEW, NEW], axis=3)
+    starts, counts = jnp.full(B, start), jnp.full(B, P + 2 - start)
+    got, want = (cache_write(room, long, starts, counts, implementation=i) for i in ("window", "scatter"))
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])

@@ -39,7 +39,7 @@ class DraftModel(ChainSizes):
         return self.num_draft
 
     def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
-        return self.model.init_cache(batch, slots + self.num_draft + 2)
+        return self.model.init_cache(batch, slots)
 
     def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
         cache, weights, K = state.carry, params["draft"], self.num_draft
