@@ -15,8 +15,8 @@ from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.speculative import Speculative, speculative
 from paradec.decode.unmasking import compose as unmasking
 from paradec.decode.verify import Match, Rejection, Typical
-from paradec.errors import InputError, UnknownName
-from paradec.types import Model
+from paradec.errors import InputError, UnknownName, as_kind
+from paradec.types import Method, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Row:
         own = {
             f.name: f.default
             for f in dataclasses.fields(self.drafter)
-            if f.name not in ("taps", "model", "heads", "tree", "base", "depth", "span", "nodes")
+            if f.name not in ("taps", "model", "vocab_size", "heads", "tree", "base", "depth", "span", "nodes")
         }
         return own | {"accept": "match"}
 
@@ -72,6 +72,21 @@ def find(name: str) -> Row:
     return METHODS[name]
 
 
+def row_of(method: Method) -> Row | None:
+    """The row of a method that was built already; None: it is of no row of this table."""
+    drafter = type(getattr(method, "drafter", None))
+    return next((row for row in ROWS if row.drafter is drafter), None)
+
+
+def title(method: str | Method) -> str:
+    """What results call a method: its name, or of one that was built by hand that of its row or its rules."""
+    if isinstance(method, str):
+        return method
+    row = row_of(method)
+    own = type(getattr(method, "drafter", method)).__name__.lower()
+    return row.name if row else getattr(method, "name", own)
+
+
 def unmasks(name: str) -> bool:
     """Whether the name is an unmasking rule, or several joined by "+": a method for diffusion models."""
     return name not in METHODS and any(part in unmasking.PARTS for part in name.split("+"))
@@ -94,11 +109,16 @@ def takes(name: str, option: str) -> bool:
     return option in find(name).options() or option == find(name).part
 
 
-def promises(name: str, options: Mapping[str, Any], temperature: float) -> bool:
+def promises(name: str | Method, options: Mapping[str, Any], temperature: float) -> bool:
     """Whether the method, with these options, promises the tokens of the `reference` at this temperature."""
-    if unmasks(name):
+    if not isinstance(name, str):
+        row, rule = row_of(name), "match" if isinstance(getattr(name, "accept", None), Match) else "other"
+        if row is None:
+            return False
+    elif unmasks(name):
         return name in ("quota", "quota+freedave") and not {*options} - {"drafts", "freedave.drafts"}
-    row, rule = find(name), options.get("accept", "match")
+    else:
+        row, rule = find(name), options.get("accept", "match")
     if temperature <= 0:
         return row.exact_greedy
     # Rejection is exact in law, but draws other tokens than `ar`; typical acceptance is lossy.
@@ -169,45 +189,55 @@ def build(
 ) -> Speculative:
     """The method of that name for `target`. Its parameters are {"target": …} and its part's, under "draft" or "heads".
 
-    `draft` is a draft model, `heads` a pair (`MedusaHeads`, tree).
+    `draft` is a draft model, `heads` a pair (`MedusaHeads`, tree). A draft's vocabulary may be padded otherwise
+    than the target's; that they share a tokenizer only the caller can know.
     """
     row = find(name)
     check(name, options)
     rule = options.pop("accept", "match")
-    _check_values(row, options, rule)
+    options = _check_values(row, options, rule)
     if row.part == "draft":
-        _check_draft(draft, target)
-        options = {"model": draft, "shared_noise": rule == "match"} | options
+        if draft is None:
+            raise InputError(
+                "draft_model needs a second model: pass draft=… (a preset, a folder, a hub id or layers:N)."
+            )
+        options = {"model": draft, "vocab_size": target.vocab_size, "shared_noise": rule == "match"} | options
     if row.part == "heads":
         if heads is None:
             raise InputError(f"{name} needs heads trained for the model: pass heads=FILE, a safetensors file.")
         options = {"heads": heads[0], "tree": heads[1], "base": target} | options
-    return speculative(target, row.drafter(**options), accept=RULES[rule](), eos=eos)
+    drafter = row.drafter(**options)
+    if drafter.nodes > LARGEST:
+        raise InputError(
+            f"{name} would look at {drafter.nodes} tokens in a call; the options must keep it to {LARGEST}."
+        )
+    return speculative(target, drafter, accept=RULES[rule](), eos=eos)
 
 
-def _check_values(row: Row, options: Mapping[str, Any], rule: str) -> None:
-    if rule not in RULES:
+LARGEST = 2048
+"""Nodes of a draft, at most; also entries of what a drafter remembers a row, and n-grams it is told apart by."""
+
+
+def _check_values(row: Row, options: Mapping[str, Any], rule: Any) -> dict[str, Any]:
+    """The options as plain values of their defaults' kinds."""
+    if not isinstance(rule, str) or rule not in RULES:
         raise UnknownName("accept rule", str(rule), RULES)
-    for key, default in row.options().items():
-        value = options.get(key, default)
-        if isinstance(default, int) and not isinstance(default, bool) and value < 1:
-            raise InputError(f"Option {key} of {row.name} must be at least 1; {value} was given.")
+    out: dict[str, Any] = {}
+    for key, value in options.items():
+        name, default = f"Option {key} of {row.name}", row.options()[key]
+        out[key] = as_kind(name, value, type(default))
+        if type(default) is int and not 1 <= out[key] <= LARGEST:
+            raise InputError(f"{name} must be at least 1 and at most {LARGEST}; {out[key]} was given.")
+    options = out
     if rule == "rejection" and row.name not in ("ar", "prompt_lookup", "jacobi", "draft_model"):
         raise InputError(f"The rejection rule verifies chains; {row.name} drafts a tree. Use accept=match.")
     if row.name == "prompt_lookup" and options.get("min_ngram", 3) > options.get("max_ngram", 8):
         raise InputError("Option min_ngram of prompt_lookup is above max_ngram, so it never drafts; lower it.")
     if row.name == "lookahead" and options.get("ngram", 5) < 3:
         raise InputError("Option ngram of lookahead must be at least 3: with 2 there is no window row to iterate.")
-
-
-def _check_draft(draft: Model | None, target: Model) -> None:
-    if draft is None:
-        raise InputError("draft_model needs a second model: pass draft=… (a preset, a folder, a hub id or layers:N).")
-    if draft.vocab_size != target.vocab_size:
-        raise InputError(
-            f"The draft model has a vocabulary of {draft.vocab_size} tokens and the target one of "
-            f"{target.vocab_size}; they must share one tokenizer."
-        )
+    if row.name == "prompt_lookup" and options.get("max_ngram", 8) > 64:
+        raise InputError("Option max_ngram of prompt_lookup must be at most 64: each length is compared on its own.")
+    return out
 
 
 def table() -> str:

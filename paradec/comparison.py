@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradec import catalog
-from paradec.lm import Decoder, Generation, LanguageModel, Request, Text
+from paradec.errors import UnknownName
+from paradec.lm import Decoder, Generation, LanguageModel, Request
+from paradec.request import Prompts, at_least, names, options_of, texts
+from paradec.types import Method
 
 COLD = -1
 """The turn that compiles, before those that are timed."""
@@ -94,11 +97,11 @@ class Runner:
 
 def compare(
     lm: LanguageModel,
-    prompts: Sequence[Text],
-    methods: Sequence[str],
+    prompts: Prompts,
+    methods: str | Method | Iterable[str | Method],
     *,
     repeats: int = 3,
-    method_args: dict[str, dict[str, Any]] | None = None,
+    method_args: Mapping[str, Mapping[str, Any] | None] | None = None,
     track: Track = iter,
     **request: Any,
 ) -> Comparison:
@@ -107,34 +110,37 @@ def compare(
     Each batch is first decoded once by every method (compilation and warm-up, also the texts compared), then `repeats`
     rounds are timed, methods in turn within a batch, so that a machine's drift meets all of them alike; 0 repeats give
     texts and counts alone. `request` is that of `lm.generate`; `method_args` maps a method's name to its options.
-    `track` gets what there is to run, and passes it through: for a progress bar, such as `console.track`.
+    `track` gets what there is to run, and passes it through: for a progress bar, such as `console.track`. Raises
+    `UnknownName` for options of a method that is not compared.
     """
-    plain = catalog.reference(lm.model)
-    names = list(dict.fromkeys([plain, *methods]))
-    args = method_args or {}
-    base = Request(**request)
+    plain, given, repeats = catalog.reference(lm.model), texts(prompts), at_least("repeats", repeats, 0)
+    wanted = {catalog.title(method): method for method in [plain, *names(methods)]}
+    args = {name: options_of(own, f"method_args[{name!r}]") for name, own in options_of(method_args).items()}
+    for name in args:
+        if name not in wanted:
+            raise UnknownName("method among those compared", name, wanted)
+    base = Request.of(request).within(len(given))
     runners = {}
-    for name in names:
-        ask = dataclasses.replace(base, method=name)
-        exact = catalog.promises(name, args.get(name, {}), base.temperature)
+    for name, method in wanted.items():
+        ask = dataclasses.replace(base, method=method)
+        exact = catalog.promises(method, args.get(name, {}), base.temperature)
         runners[name] = Runner(ask, lm.decoder(ask, args.get(name)), exact, seconds=[0.0] * repeats)
     turns = (COLD, *range(repeats))
-    encoded = [lm.encode(p, raw=base.raw) for p in prompts]
-    shown = [p if isinstance(p, str) else lm.tokenizer.decode(list(p)) for p in prompts]
-    for first, turn, name in track([*itertools.product(range(0, len(encoded), base.batch_size), turns, names)]):
+    encoded = [lm.encode(p, raw=base.raw) for p in given]
+    shown = [lm.shown(p) for p in given]
+    for first, turn, name in track([*itertools.product(range(0, len(encoded), base.batch_size), turns, runners)]):
         batch, runner = encoded[first : first + base.batch_size], runners[name]
         rows = range(first, first + len(batch))
         if turn == COLD:
             warm_up(lm, runner, batch, rows, [shown[r] for r in rows])
         else:
             runner.seconds[turn] += lm.decode(runner.decoder, batch, runner.ask, rows)[0].seconds
-    entries = tuple(entry(lm, encoded, name, runners, plain) for name in names)
     return Comparison(
         model=lm.name,
         device=device(),
         versions=versions(),
-        settings=dataclasses.asdict(base) | {"repeats": repeats, "prompts": len(prompts), "dtype": lm.model.dtype},
-        methods=tuple(e for e in entries if e.method in methods or e.method == plain),
+        settings=dataclasses.asdict(base) | {"repeats": repeats, "prompts": len(given), "dtype": lm.model.dtype},
+        methods=tuple(entry(lm, encoded, name, runners, plain) for name in runners),
         generations={name: r.rows for name, r in runners.items()},
     )
 

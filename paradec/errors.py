@@ -5,6 +5,8 @@ All of them are `ParadecError`, so a program can catch one class; the command li
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,6 +54,56 @@ class Diverged(ParadecError):
 
 class Stopped(ParadecError):
     """A training run was asked to go (SIGTERM, preemption) before its last step. Nothing is lost; start it again."""
+
+
+KINDS: Mapping[type, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "texts"
+}  # fmt: skip
+
+
+def as_kind(name: str, value: Any, kind: type) -> Any:
+    """`value` as a plain bool, int, float, str or tuple of str. Raises `InputError` where it is of another kind.
+
+    Numbers of numpy and jax are numbers; True is none, and 2.5 is no whole one. One string is a tuple of one.
+    """
+    plain = _plain(value, kind)
+    if plain is None:
+        shown = repr(value)
+        raise InputError(f"{name} must be {KINDS[kind]}; {shown if len(shown) <= 60 else shown[:57] + '…'} was given.")
+    return plain
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """`value` as `kind`, or None."""
+    if kind is tuple:
+        value = () if value is None else (value,) if isinstance(value, str) else value
+        whole = isinstance(value, (tuple, list)) and all(isinstance(x, str) for x in value)
+        return tuple(value) if whole else None
+    if kind is str:
+        return str(value) if isinstance(value, str) else None
+    if getattr(value, "ndim", 0) != 0:
+        return None
+    value = value.item() if hasattr(value, "item") else value  # of numpy or jax
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else None
+    try:
+        return operator.index(value) if kind is int else float(value) if isinstance(value, numbers.Real) else None
+    except (TypeError, OverflowError):
+        return None
+
+
+def check_kinds(config: Any) -> None:
+    """Bring the fields of a frozen dataclass to the plain kinds that they declare; see `as_kind`.
+
+    Fields of other kinds than bool, int, float, str and tuple[str, ...] are left alone.
+    """
+    import dataclasses  # here, as above
+
+    known = {"bool": bool, "int": int, "float": float, "str": str, "tuple[str, ...]": tuple}
+    for field in dataclasses.fields(config):
+        kind = known.get(field.type if isinstance(field.type, str) else getattr(field.type, "__name__", ""))
+        if kind is not None:
+            object.__setattr__(config, field.name, as_kind(field.name, getattr(config, field.name), kind))
 
 
 def check_fields(config: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:

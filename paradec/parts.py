@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from paradec.io.confidence_filter import TrainedFilter, load_filter
 from paradec.io.medusa import Trained, fingerprint, load_medusa
 from paradec.models.heads import DraftHeads, ShortList
 from paradec.models.ranked_tree import MC_SIM_7B_63
+from paradec.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from paradec.lm import LanguageModel
@@ -32,6 +33,24 @@ class Part(NamedTuple):
     params: PyTree
 
 
+class Kept(NamedTuple):
+    """What was opened for a model and its weights. `given` is held so that no other object gets its id."""
+
+    what: Any
+    model: Any
+    params: PyTree
+    given: Any
+
+
+def kept(store: dict[Any, Kept], lm: LanguageModel, kind: str, given: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returns, made once for each `given` and anew where the model or its weights have become others."""
+    key = (kind, given if given is None or isinstance(given, (str, Path)) else id(given))
+    found = store.get(key)
+    if found is None or found.params is not lm.params or found.model != lm.model:
+        store[key] = found = Kept(make(), lm.model, lm.params, given)
+    return found.what
+
+
 def find(lm: LanguageModel, kind: str, given: Any) -> Part | None:
     """The part of that kind ("draft" or "heads") for a model. None: none was given, which `catalog.build` refuses."""
     return draft(lm, given) if kind == "draft" else heads(lm, given)
@@ -41,19 +60,38 @@ def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Part | None:
     """A draft model by its name; "layers:N" is the target's own first N layers, untrained for the task."""
     if given is None:
         return None
-    if not isinstance(given, str):
-        return Part(given.model, given.params)
-    if given == lm.name:
-        return Part(lm.model, lm.params)
-    if given.startswith("layers:"):
-        return _first_layers(lm, given.removeprefix("layers:"))
-    from paradec.loading import load
+    if isinstance(given, (str, Path)):
+        name = str(given)
+        if name.startswith("layers:"):
+            return _first_layers(lm, name.removeprefix("layers:"))
+        from paradec.loading import load
 
-    other = load(given, dtype=lm.model.dtype)
-    return Part(other.model, other.params)
+        given = lm if name == lm.name else load(name, dtype=lm.model.dtype)
+    if not all(hasattr(given, field) for field in ("model", "params", "tokenizer")):
+        raise InputError(f"draft must be a name or a loaded language model; a {type(given).__name__} was given.")
+    if hasattr(given.model, "mask_id"):
+        raise InputError(f"{given.name} is a diffusion model and cannot draft; take one that continues a text.")
+    _check_tokenizer(lm, given)
+    return Part(given.model, given.params)
+
+
+def _check_tokenizer(lm: LanguageModel, draft: LanguageModel) -> None:
+    """Raise `InputError` where a token id means one thing to the target and another to the draft model."""
+    mine, theirs = (
+        {i: token for token, i in model.tokenizer.core.get_vocab(with_added_tokens=True).items()}
+        for model in (lm, draft)
+    )
+    wrong = next((i for i in sorted(mine.keys() & theirs.keys()) if mine[i] != theirs[i]), None)
+    if wrong is not None:
+        raise InputError(
+            f"{draft.name} cannot draft for {lm.name}: their tokenizers differ. Token {wrong} is {theirs[wrong]!r} to "
+            f"the one and {mine[wrong]!r} to the other. Take a draft model of the same family."
+        )
 
 
 def _first_layers(lm: LanguageModel, count: str) -> Part:
+    if not isinstance(lm.model, Transformer) or lm.params.leading is not None:
+        raise InputError(f"draft=layers:N takes the first layers of a plain transformer; {lm.name} is none.")
     depth = lm.model.num_layers
     if not count.isdecimal() or not 1 <= int(count) <= depth:
         raise InputError(f"draft=layers:N takes N from 1 to {depth}; {count!r} was given.")
@@ -71,8 +109,12 @@ def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Part | None:
     given = shipped(lm) if given is None else given
     if given is None:
         return None
-    if not isinstance(given, Trained):
+    if isinstance(given, (str, Path)):
         given = load_medusa(Path(given), lm.model.dtype)
+    if not isinstance(given, Trained):
+        raise InputError(f"heads must be a file or trained heads; a {type(given).__name__} was given.")
+    if not hasattr(lm.model, "unembed") or not hasattr(lm.model, "width"):
+        raise InputError(f"{lm.name} has no hidden states that heads could read.")
     _check_base(lm, given)
     tree = given.tree or tuple(path for path in MC_SIM_7B_63 if len(path) <= given.heads.num_heads)
     short = None
@@ -100,7 +142,8 @@ def opened(lm: LanguageModel, options: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("filter", "learned_filter.filter"):
         given = options.get(key)
         if isinstance(given, TrainedFilter) or (isinstance(given, (str, Path)) and given):
-            trained = given if isinstance(given, TrainedFilter) else load_filter(Path(given))
+            opened = lambda given=given: given if isinstance(given, TrainedFilter) else load_filter(Path(given))
+            trained = kept(lm.parts, lm, "filter", given, opened)
             _check_digest(lm, trained.facts, "This filter was")
             weights = jax.tree.map(jnp.asarray, trained.weights)
             found = {key: trained.filter, key.removesuffix("filter") + "weights": weights}

@@ -99,6 +99,8 @@ class Canvas:
     """Whether confidence is read after temperature and filters (Dream) or before (LLaDA)."""
     words: int = struct.field(pytree_node=False, default=0)
     """Token ids from here on do not exist: a checkpoint's vocabulary may be padded. 0: all do."""
+    name: str = struct.field(pytree_node=False, default="canvas")
+    """What results call it."""
 
     def window(self, slots: int) -> int:
         """W: how many positions from `lo` on a call predicts, of a canvas of `slots`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +34,34 @@ def snapshot(state: DecodeState) -> Snapshot:
     if not state.tokens.is_fully_addressable:
         leaves = multihost_utils.process_allgather(leaves, tiled=True)
     return Snapshot(*(np.asarray(x) for x in jax.device_get(leaves)))
+
+
+def finished(state: DecodeState) -> bool:
+    """Whether every row is done. Waits for the device."""
+    done = state.done
+    return bool(np.asarray(done).all() if done.is_fully_addressable else jnp.all(done))
+
+
+@dataclasses.dataclass
+class Pace:
+    """How many turns to ask of `run` at once: about half a second's, because nothing interrupts a device call.
+
+    The processes of one job must all ask for the same number, and each has a clock of its own: there it is fixed.
+    """
+
+    turns: int = 1
+    seconds = 0.5
+    together = 32
+
+    def __post_init__(self) -> None:
+        if jax.process_count() > 1:
+            self.turns = self.together
+
+    def took(self, turns: int, seconds: float) -> None:
+        """Learn from a call of so many turns that left rows to be done."""
+        if jax.process_count() == 1:
+            fitting = turns * self.seconds / max(seconds, 1e-6)
+            self.turns = int(min(max(fitting, 1), 16 * self.turns, OPEN))
 
 
 def axes(state: PyTree) -> PyTree:

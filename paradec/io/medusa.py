@@ -89,10 +89,18 @@ def fingerprint(weights: Any) -> str:
     """What tells one base model from another: a hash of its final norm, rounded to bfloat16, and of its sizes.
 
     Quantisation leaves norms alone, so what was trained on a quantised copy serves the original, and the other way.
+    Weights without a norm are told by all their numbers.
     """
-    norm = np.asarray(jax.device_get(weights.norm)).astype(jnp.bfloat16)
-    shape = f"{weights.embed.shape} {weights.blocks.down.shape} ".encode()
-    return hashlib.sha256(shape + norm.tobytes()).hexdigest()[:16]
+    down = getattr(getattr(weights, "blocks", None), "down", None)
+    if down is not None:
+        sizes = f"{weights.embed.shape} {down.shape} "
+    else:  # a recurrence, say, or experts alone
+        sizes = " ".join(
+            f"{jax.tree_util.keystr(at)}{x.shape}" for at, x in jax.tree_util.tree_leaves_with_path(weights)
+        )
+    told_by = jax.tree.leaves(getattr(weights, "norm", weights))
+    numbers = b"".join(np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.device_get(told_by))
+    return hashlib.sha256(sizes.encode() + numbers).hexdigest()[:16]
 
 
 def _structure(path: Path, tensors: dict[str, Tensor]) -> MedusaHeads:

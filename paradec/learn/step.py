@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import params, struct
-from paradec.errors import InputError, check_fields
+from paradec.errors import InputError, check_fields, check_kinds
 
 
 class Share(NamedTuple):
@@ -94,7 +94,8 @@ class Plan:
     """Weights whose names begin so learn at that multiple of the rate."""
 
     def __post_init__(self) -> None:
-        """Raise `InputError` for a number out of its range."""
+        """Raise `InputError` for a value of another kind, or out of its range."""
+        check_kinds(self)
         above = lambda x: (0 < x < math.inf, "above 0 and finite")
         least = lambda x, off="": (0 <= x < math.inf, f"0{off} or more, and finite")
         decay = lambda x, off="": (0 <= x < 1, f"at least 0{off} and below 1")

@@ -24,14 +24,15 @@ from paradec.errors import InputError, ResourceError
 from paradec.io import json_lines, tensor_file, text_file
 from paradec.io.medusa import fingerprint
 from paradec.learn.objectives.medusa import HeadBatch
-from paradec.lm import LanguageModel, Request, Text, precision
+from paradec.lm import LanguageModel, Request, precision
+from paradec.request import Prompts, texts
 
 Record = dict[str, Any]
 
 
 def record(
     lm: LanguageModel,
-    prompts: str | Sequence[Text],
+    prompts: Prompts,
     folder: Path,
     *,
     shard: int = 64,
@@ -45,10 +46,10 @@ def record(
     after every shard. Process p of n writes every nth shard. Returns `folder`, when all have written. Raises
     `InputError` where the folder holds another recording.
     """
-    ask, prompts = Request(**request), configs.several(prompts)
+    ask, prompts = Request.of(request), texts(prompts)
     claim(folder, lm, prompts, {"shard": shard, "request": configs.as_json(ask), "method_args": method_args or {}})
     shards = -(-len(prompts) // shard)
-    decoder = lm.decoder(ask, method_args)
+    decoder, ask = lm.decoder(ask, method_args), ask.within(min(shard, len(prompts)))
     for number in range(jax.process_index(), shards, jax.process_count()):
         path = folder / f"{number:05}.jsonl"
         if not path.exists():

@@ -29,6 +29,7 @@ from paradec.io import tensor_file
 from paradec.learn.objectives.learned_filter import FilterBatch
 from paradec.learn.traces import claim
 from paradec.lm import Decoder, LanguageModel, Request
+from paradec.request import Prompts, texts
 
 
 @struct.dataclass
@@ -118,7 +119,7 @@ class Walk:
 
 def record(
     lm: LanguageModel,
-    prompts: str | Sequence[str | Sequence[int]],
+    prompts: Prompts,
     folder: Path,
     *,
     block: int,
@@ -135,10 +136,11 @@ def record(
     are those of `lm.Request`; process p of n writes every nth shard, and shards that are there are kept. Returns
     `folder`, when all have written. Raises `InputError` where the folder holds another recording.
     """
-    ask = Request(**request)
-    encoded = [lm.encode(prompt, raw=ask.raw) for prompt in configs.several(prompts)]
+    ask = Request.of(request)
+    encoded = [lm.encode(prompt, raw=ask.raw) for prompt in texts(prompts)]
     asked = {"block": block, "along": along, "options": dict(options or {}), "shard": shard}
     claim(folder, lm, encoded, asked | {"request": configs.as_json(ask)})
+    ask = ask.within(min(shard, len(encoded)))
     walk, shards = Walk.of(lm, ask, block, along, options or {}), -(-len(encoded) // shard)
     for number in range(jax.process_index(), shards, jax.process_count()):
         path = folder / f"{number:05}.safetensors"

@@ -21,10 +21,13 @@ class DraftModel(ChainSizes):
     tokens (for the `Match` rule); without, its own, and the law `logq` it drew from goes along (for `Rejection`).
     It never commits what may be refused: it drafts on its cache plus a pending delta, and `observe` commits the part
     that became text. Its cache covers length - 1 tokens, or one fewer after a full acceptance, whose last token it has
-    never read: so the first draft call always reads two. Sources: 2211.17192, 2302.01318.
+    never read: so the first draft call always reads two. Its table may be longer or shorter than the target's
+    `vocab_size` (0: as long), as where two models of one tokenizer are padded differently: it never drafts what only it
+    has, and reads what only the target has as its own last token. Sources: 2211.17192, 2302.01318.
     """
 
     model: Model = struct.field(pytree_node=False)
+    vocab_size: int = struct.field(pytree_node=False, default=0)
     num_draft: int = struct.field(pytree_node=False, default=4)
     shared_noise: bool = struct.field(pytree_node=False, default=True)
     taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
@@ -54,7 +57,9 @@ class DraftModel(ChainSizes):
             depth=jnp.stack([jnp.zeros_like(behind), behind], axis=1),
             parent=parent,
         )
-        out, delta = self.model.extend(weights, cache, two, self.model.init_delta(B, K + 1), live=~state.done)
+        out, delta = self.model.extend(
+            weights, cache, self._read(two), self.model.init_delta(B, K + 1), live=~state.done
+        )
         first, law = self._draw(out.logits[:, 1:], state, jnp.int32(0))
         draft = jnp.zeros((B, K), jnp.int32).at[:, 0].set(first)
         laws = None if law is None else jnp.zeros((B, K, law.shape[-1]), law.dtype).at[:, 0].set(law)
@@ -75,7 +80,16 @@ class DraftModel(ChainSizes):
             tree = tree.replace(logq=jnp.pad(laws, ((0, 0), (1, 0), (0, 0))))
         return tree, (delta, behind)
 
+    def _read(self, rows: Rows) -> Rows:
+        """The rows with tokens that the draft model has."""
+        if self.vocab_size <= self.model.vocab_size:
+            return rows
+        return rows.replace(token=jnp.minimum(rows.token, self.model.vocab_size - 1))
+
     def _draw(self, logits: Array, state: DecodeState, step: Array | int) -> tuple[Int[Array, "B"], Array | None]:
+        if self.vocab_size:  # the target's, so that noise and laws of both are of one length
+            lacking = max(self.vocab_size - logits.shape[-1], 0)
+            logits = jnp.pad(logits[..., : self.vocab_size], ((0, 0), (0, 0), (0, lacking)), constant_values=-jnp.inf)
         at, here = state.length + step, jnp.zeros_like(logits[:, :, 0], dtype=jnp.int32)
         purpose = NEXT if self.shared_noise else DRAFT
         token = next_tokens(logits, state.sampling, state.key, at, here, 0, purpose)[:, 0]
@@ -96,5 +110,6 @@ class DraftModel(ChainSizes):
     def _read_prompt(self, params: PyTree, state: DecodeState, verdict: Verdict) -> PyTree:
         at = state.carry.length[:, None] + lax.iota(jnp.int32, verdict.token.shape[1])[None]
         token = jnp.take_along_axis(state.tokens, jnp.minimum(at, state.tokens.shape[1] - 1), axis=1)
-        _, delta = self.model.extend(params["draft"], state.carry, Rows.chain(token), live=verdict.count > 0)
+        rows = self._read(Rows.chain(token))
+        _, delta = self.model.extend(params["draft"], state.carry, rows, live=verdict.count > 0)
         return self.model.commit(state.carry, delta, None, verdict.count)

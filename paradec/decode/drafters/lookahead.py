@@ -49,11 +49,16 @@ class Lookahead:
 
     @property
     def span(self) -> int:
-        return self.rows + self.window - 2
+        return max(self.rows + self.window - 2, self.depth)
+
+    @property
+    def tries(self) -> int:
+        """n-grams tried per call: no more than the pool holds."""
+        return min(self.guesses, self.pool)
 
     @property
     def nodes(self) -> int:
-        return self.rows * self.window + self.guesses * (self.ngram - 1)
+        return self.rows * self.window + self.tries * (self.ngram - 1)
 
     def init(self, params: PyTree, batch: int, slots: int) -> LookaheadCarry:
         return LookaheadCarry(
@@ -71,7 +76,7 @@ class Lookahead:
         window = jnp.where(carry.filled[:, None, None], carry.window, guess).at[:, 0, 0].set(root)
 
         match = jnp.where(carry.pool[:, :, 0] == root[:, None], carry.age, -1)
-        age, best = lax.top_k(match, self.guesses)
+        age, best = lax.top_k(match, self.tries)
         grams = jnp.take_along_axis(carry.pool, best[:, :, None], axis=1)[:, :, 1:]
         parent, depth, valid = trie(grams, age >= 0, first=size)
 

@@ -129,6 +129,7 @@ def compose(
         target=target, select=made.get("select", Quota.of()), region=region, rewrite=made.get("rewrite"),
         stop=made.get("stop"), cut=made.get("cut"), cache=_policy(cache, wait),
         eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), ends=ends, tempered=tempered, words=words,
+        name="+".join(part.name for part in chosen.values()) or "quota",
     )  # fmt: skip
     check(method, chosen)
     return FreeDave(method, made["wrap"]) if "wrap" in made else method

@@ -44,6 +44,10 @@ class FreeDave:
         return self.base.target
 
     @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
     def eos(self) -> Int[Array, "E"]:
         return self.base.eos
 

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from paradec import params
-from paradec.errors import check_fields
+from paradec.errors import check_fields, check_kinds
 from paradec.learn.objectives.next_token import cross_entropy
 from paradec.learn.step import Loss, Share
 from paradec.models.block_diffusion import BlockDiffusion
@@ -56,7 +56,8 @@ class Noise:
     """Every row comes twice, with complementary views."""
 
     def __post_init__(self) -> None:
-        """Raise `InputError` for a range that is none."""
+        """Raise `InputError` for a value of another kind, or a range that is none."""
+        check_kinds(self)
         check_fields(self, {
             "low": (0 < self.low <= self.high, f"above 0 and at most high ({self.high})"),
             "high": (self.high <= 1, "at most 1"),

@@ -1,0 +1,182 @@
+"""What is asked of a language model, and what comes back: prompts, requests and results."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
+
+from paradec.decode.loop import bucket
+from paradec.errors import InputError, UnknownName, as_kind, check_fields, check_kinds
+from paradec.types import Method
+from paradec.viz.trace import Trace
+
+Text = str | Iterable[SupportsIndex]  # a string, or token ids: a list, an array of numpy or jax, …
+Prompts = str | Iterable[Any]  # one of them, or several
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What became of one prompt. `settled[i]` is the model call that fixed new token i; `finish` says why it ended.
+
+    The pieces joined are the text. A text that met a stop string ends before it; its tokens end with the one that
+    completed the string.
+    """
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    new_tokens: int
+    calls: int
+    tokens_per_call: float
+    seconds: float
+    method: str
+    finish: str  # "eos", "length" or "stop"
+    settled: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+    def public(self) -> dict[str, Any]:
+        """The fields of the command line's JSON."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in ("settled", "pieces")}
+
+    def trace(self) -> Trace:
+        """The decode, to be drawn."""
+        return Trace(
+            method=self.method,
+            prompt=self.prompt,
+            pieces=self.pieces,
+            settled=self.settled,
+            calls=self.calls,
+            seconds=self.seconds,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Everything about a decode that is not the prompt.
+
+    `method` is a name of the catalogue, unmasking rules joined by "+", or a method that was built by hand
+    (`catalog.build`, `compose`) for the same model. `stop` may be one string.
+    """
+
+    method: str | Method = "ar"
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition: float = 1.0
+    seed: int = 0
+    batch_size: int = 1
+    raw: bool = False
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a value of another kind, or out of its range."""
+        check_kinds(self)
+        if not isinstance(self.method, str) and not (hasattr(self.method, "step") and hasattr(self.method, "target")):
+            raise InputError(f"method must be a name or a method built for this model; {self.method!r} was given.")
+        moderate = lambda x: 1e-20 <= x <= 1e20  # what float32 divides and multiplies by
+        check_fields(self, {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature == 0 or moderate(self.temperature), "0 (greedy), or from 1e-20 to 1e20"),
+            "top_k": (0 <= self.top_k < 2**31, "0 (off) or more, and below 2147483648"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            "min_p": (0 <= self.min_p <= 1, "between 0 (off) and 1"),
+            "repetition": (moderate(self.repetition), "from 1e-20 to 1e20 (1 is off)"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "seed": (0 <= self.seed < 2**32, "between 0 and 4294967295"),
+        })  # fmt: skip
+        if any(not s for s in self.stop):
+            raise InputError("A stop string is empty: it would stop every text at once. Leave it out.")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Request:
+        """The request with these fields. Raises `UnknownName` for one that it does not have."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UnknownName("option", name, known)
+        return cls(**options)
+
+    def within(self, prompts: int) -> Request:
+        """The same request with hardly more rows in a batch than there are prompts."""
+        return dataclasses.replace(self, batch_size=min(self.batch_size, bucket(prompts, smallest=1)))
+
+
+def texts(prompts: Any) -> list[str | list[int]]:
+    """The prompts, each a string or a list of token ids. One string, or one row of ids, is one prompt.
+
+    Rows of a 2-D array are prompts. Raises `InputError` for anything else, and where there is none.
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    items = _items(prompts, "Prompts are strings, or rows of token ids")
+    if not items:
+        raise InputError("There are no prompts; give at least one.")
+    if all(_is_id(item) for item in items):
+        return [one_text(items)]
+    return [one_text(item) for item in items]
+
+
+def one_text(prompt: Any) -> str | list[int]:
+    """One prompt: a string as it is, token ids as a list of int. Raises `InputError` for anything else."""
+    if isinstance(prompt, str):
+        return prompt
+    items = _items(prompt, "A prompt is a string or a row of token ids")
+    wrong = next((item for item in items if not _is_id(item)), None)
+    if wrong is not None:
+        raise InputError(f"A prompt is a string or a row of token ids; {_brief(wrong)} is neither text nor an id.")
+    return [operator.index(item) for item in items]
+
+
+def names(given: Any, what: str = "method") -> list[str | Method]:
+    """Several names where one may stand alone. Raises `InputError` where there is none, or for what is no name."""
+    if isinstance(given, str) or hasattr(given, "step"):
+        return [given]
+    items = _items(given, f"{what.capitalize()}s are a name, or several")
+    for item in items:
+        if not isinstance(item, str) and not hasattr(item, "step"):
+            raise InputError(f"A {what} has a name; {_brief(item)} is none.")
+    return items
+
+
+def options_of(given: Any, what: str = "method_args") -> dict[str, Any]:
+    """Options by name; None: none. Raises `InputError` for what is no mapping of names."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{what} must map names to values, as in {{'window': 8}}; {_brief(given)} was given.")
+    return dict(given)
+
+
+def at_least(name: str, value: Any, least: int) -> int:
+    """A whole number given by a caller. Raises `InputError` where it is none, or too small."""
+    number = as_kind(name, value, int)
+    if number < least:
+        raise InputError(f"{name} must be at least {least}; {number} was given.")
+    return number
+
+
+def _items(given: Any, what: str) -> list[Any]:
+    if isinstance(given, (bytes, bytearray, memoryview, Mapping, set, frozenset)):
+        raise InputError(f"{what}; a {type(given).__name__} was given.")
+    try:
+        return list(given.tolist() if hasattr(given, "tolist") else given)  # an array leaves its device in one copy
+    except TypeError:
+        raise InputError(f"{what}; {_brief(given)} was given.") from None
+
+
+def _is_id(item: Any) -> bool:
+    try:
+        return not isinstance(item, bool) and operator.index(item) is not None
+    except TypeError:
+        return False
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
