@@ -19,6 +19,7 @@ import tyro
 import paradec
 from paradec import catalog
 from paradec.comparison import device, divergence, versions
+from paradec.guard import guarded
 from paradec.prompts import read_prompts
 
 
@@ -93,4 +94,4 @@ def options_of(name: str, pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Exactness, description=__doc__)))
+    sys.exit(guarded(lambda: main(tyro.cli(Exactness, description=__doc__))))

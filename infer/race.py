@@ -26,6 +26,7 @@ import tyro
 
 import paradec
 from paradec.comparison import device, versions
+from paradec.guard import guarded
 from paradec.lm import LanguageModel, Request
 from paradec.prompts import read_prompts
 from paradec.types import Rows
@@ -204,4 +205,4 @@ def _plain(x: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Race, description=__doc__))
+    sys.exit(guarded(lambda: main(tyro.cli(Race, description=__doc__)) and 0))

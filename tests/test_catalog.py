@@ -85,10 +85,25 @@ def test_impossible_options(name, options, hint):
         catalog.build(name, TINY, eos=(), **options)
 
 
-def test_draft_model_needs_the_same_vocabulary():
+def test_a_draft_models_table_may_be_padded_otherwise():
+    """Whether two models share a tokenizer is no matter of sizes; `lm` compares the tokenizers."""
     other = Transformer(vocab_size=9, width=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8)
-    with pytest.raises(InputError, match="share one tokenizer"):
-        catalog.build("draft_model", TINY, eos=(), draft=other)
+    assert catalog.build("draft_model", TINY, eos=(), draft=other).drafter.vocab_size == TINY.vocab_size
+    with pytest.raises(InputError, match="needs a second model"):
+        catalog.build("draft_model", TINY, eos=())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "hint"),
+    [("jacobi", {"window": 2.5}, "whole number"), ("jacobi", {"window": "3"}, "whole number"),
+     ("jacobi", {"window": True}, "whole number"), ("jacobi", {"window": 10**9}, "at most 2048"),
+     ("lookahead", {"window": 500, "ngram": 9}, "would look at"), ("prompt_lookup", {"latest": 1}, "True or False"),
+     ("prompt_lookup", {"max_ngram": 500}, "at most 64"), ("jacobi", {"accept": None}, "accept rule")],
+    ids=str,
+)  # fmt: skip
+def test_options_are_checked_by_kind_and_size(name, options, hint):
+    with pytest.raises((InputError, UnknownName), match=hint):
+        catalog.build(name, TINY, eos=(), **options)
 
 
 def test_promises_depend_on_rule_and_temperature():

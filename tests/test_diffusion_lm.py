@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import paradec
+from paradec.decode.unmasking.compose import compose
 from paradec.errors import InputError
 from paradec.models.block_diffusion import BlockDiffusion
 from tests.fixtures import write_tiny_model
@@ -95,3 +96,40 @@ def test_what_does_not_fit_is_said(causal):
         lm.generate("Hello", method="eb+threshold")
     with pytest.raises(InputError, match="at least 1"):
         lm.generate("Hello", method="quota", max_new_tokens=0)
+
+
+def test_a_stop_string_behind_the_asked_length_is_not_met(causal):
+    lm = denoiser(causal, block=8, grid="prompt")
+    ask = dict(method="quota", ignore_eos=True)
+    whole = lm.generate("Hello", max_new_tokens=8, **ask)[0]
+    (short,) = lm.generate("Hello", max_new_tokens=5, **ask)
+    behind = whole.text[len(short.text) - 1 :]
+    assert behind and behind not in short.text
+    for result in (lm.generate("Hello", max_new_tokens=5, stop=behind, **ask)[0], list(
+        lm.stream("Hello", max_new_tokens=5, stop=behind, **ask))[-1]):  # fmt: skip
+        assert (result.new_tokens, result.text, result.finish) == (5, short.text, "length")
+
+
+def test_a_prompt_that_leaves_no_whole_block_is_refused(causal):
+    for grid in ("text", "prompt"):
+        lm = denoiser(causal, block=24, grid=grid)
+        longest = lm.model.max_length
+        with pytest.raises(InputError, match="no whole block of 24 fits"):
+            lm.encode([5] * (longest - 1))
+        room = longest - 24 if grid == "prompt" else longest // 24 * 24 - 1
+        assert lm.encode([5] * room)
+        with pytest.raises(InputError, match="no whole block"):
+            lm.encode([5] * (room + 1))
+
+
+def test_a_composed_method_is_a_method(causal):
+    lm = denoiser(causal)
+    ask = dict(max_new_tokens=6)
+    method = compose(lm.model, "threshold+freedave", {"tau": 0.3}, block=6, words=lm.tokenizer.vocab_size)
+    (given,) = lm.generate("Hello", method=method, **ask)
+    options = {"tau": 0.3, "block": 6}
+    (named,) = lm.generate("Hello", method="threshold+freedave", method_args=options, ignore_eos=True, **ask)
+    assert (given.method, given.token_ids) == ("threshold+freedave", named.token_ids)
+    programs = len(lm.decoders)
+    lm.generate("Hello", method=compose(lm.model, "threshold+freedave", {"tau": 0.9}, block=6, words=259), **ask)
+    assert len(lm.decoders) == programs  # another threshold is a value

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
+import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import paradec
+from paradec import params
 from paradec.errors import InputError, UnknownName
 from tests.fixtures import write_tiny_model
 
@@ -162,3 +168,149 @@ def test_rows_are_keyed_by_their_number_not_their_batch(lm):
     assert both[0] != both[1]
     assert both == [r.token_ids for r in lm.generate(["same", "same"], batch_size=2, **ask)]
     assert np.all(np.asarray(both[0]) >= 0)
+
+
+def louder(lm, seed):
+    """Other weights of the same shapes."""
+    model = lm.model
+    return params.init(model.specs(), jax.random.key(seed))
+
+
+def test_other_weights_are_used_at_once(lm):
+    ask = dict(max_new_tokens=8, method="prompt_lookup", ignore_eos=True)
+    own = dataclasses.replace(lm)
+    before, programs = own.generate("Hello", **ask)[0], len(own.decoders)
+    other = dataclasses.replace(own, params=louder(lm, 7))
+    after = other.generate("Hello", **ask)[0]
+    assert after.token_ids != before.token_ids
+    assert own.generate("Hello", **ask)[0].token_ids == before.token_ids
+    own.params = other.params
+    assert own.generate("Hello", **ask)[0].token_ids == after.token_ids
+    assert len(own.decoders) == programs  # nothing was compiled for them
+
+
+def test_parts_follow_the_weights(lm):
+    own = dataclasses.replace(lm, parts={})
+    first = own.part("draft", "layers:1").params
+    own.params = louder(lm, 7)
+    np.testing.assert_array_equal(own.part("draft", "layers:1").params.embed, own.params.embed)
+    assert own.part("draft", "layers:1").params is not first
+
+
+def test_a_value_compiles_nothing(lm):
+    own = dataclasses.replace(lm, decoders={})
+    ask = dict(max_new_tokens=4, ignore_eos=True, temperature=0.7)
+    own.generate("Hello", seed=1, **ask)
+    programs = len(own.decoders)
+    own.generate("Hello", seed=2, **ask | {"temperature": 0.0})
+    assert len(own.decoders) == programs == 2  # the prompt's and the loop's
+
+
+def test_inside_a_mesh_after_outside(lm, plain):
+    from paradec import mesh
+
+    ask = dict(max_new_tokens=20, batch_size=4)
+    with mesh.use(mesh.make_mesh(2, 1)):
+        inside = lm.generate(PROMPTS, **ask)
+    assert [r.token_ids for r in inside] == [r.token_ids for r in plain]
+    assert [r.token_ids for r in lm.generate(PROMPTS, **ask)] == [r.token_ids for r in plain]
+
+
+def test_what_a_stream_has_shown_stays(lm, plain):
+    """Also where a stop string begins, and where a token is a part of a character."""
+    stop = plain[1].text[5:9]
+    for request in ({"stop": stop}, {"stop": (stop, "\0never")}, {}):
+        steps = list(lm.stream(PROMPTS[1], max_new_tokens=20, **request))
+        for a, b in itertools.pairwise(steps):
+            assert b.text.startswith(a.text), (a.text, b.text)
+        assert all("".join(s.pieces) == s.text for s in steps)
+    whole = lm.generate(PROMPTS[1], max_new_tokens=20, stop=stop)[0]
+    shown = list(lm.stream(PROMPTS[1], max_new_tokens=20, stop=stop))[-1]
+    assert (shown.text, shown.token_ids, shown.finish) == (whole.text, whole.token_ids, "stop")
+    assert "".join(whole.pieces) == whole.text
+
+
+def test_one_string_is_one_string_and_a_wrong_name_an_error(lm):
+    few = dict(max_new_tokens=2, repeats=0)
+    report = paradec.compare(lm, "Hello", "jacobi", **few)
+    assert report.settings["prompts"] == 1 and [e.method for e in report.methods] == ["ar", "jacobi"]
+    with pytest.raises(UnknownName, match="Did you mean 'jacobi'"):
+        paradec.compare(lm, ["Hello"], ["jacobi"], method_args={"jacbi": {"window": 3}}, **few)
+    with pytest.raises(UnknownName, match="max_new_tokens"):
+        lm.generate("Hello", max_new_token=3)
+    for bad in ([], ["jacobi", 3]):
+        with pytest.raises(InputError):
+            paradec.compare(lm, bad, ["jacobi"], **few)
+    for repeats in (-1, True):
+        with pytest.raises(InputError, match="repeats"):
+            paradec.compare(lm, "Hello", ["jacobi"], max_new_tokens=2, repeats=repeats)
+    for options in ({"jacobi": {"window": 2.5}}, {"jacobi": {"window": "3"}}):
+        with pytest.raises(InputError, match="window"):
+            paradec.compare(lm, "Hello", ["jacobi"], method_args=options, **few)
+
+
+def test_a_stream_that_would_not_end_is_refused(lm):
+    for every in (0, -1, True):
+        with pytest.raises(InputError, match="every"):
+            lm.stream("Hello", every=every)
+
+
+def test_no_more_rows_than_prompts(lm, plain):
+    ask = dict(max_new_tokens=20, batch_size=10**6)
+    assert [r.token_ids for r in lm.generate(PROMPTS, **ask)] == [r.token_ids for r in plain]
+    big = dataclasses.replace(lm, model=dataclasses.replace(lm.model, max_length=2**30))
+    with pytest.raises(InputError, match="lower batch_size or max_new_tokens"):
+        big.generate("Hello", max_new_tokens=2**29)
+
+
+def test_a_model_is_shown_in_a_line(lm):
+    assert len(repr(lm)) < 120 and "\n" not in repr(lm) and "Transformer" in repr(lm)
+
+
+def test_without_a_chat_template_raw_is_named(lm, plain):
+    tokenizer = copy.copy(lm.tokenizer)
+    tokenizer.chat_template = None
+    base = dataclasses.replace(lm, tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"raw=True \(--raw"):
+        base.generate("Hello")
+    assert base.generate("Hello", raw=True, max_new_tokens=2)
+
+
+def test_a_method_built_by_hand(lm, plain):
+    method = paradec.build("jacobi", lm.model, lm.tokenizer.eos_ids, window=3)
+    (r,) = lm.generate(PROMPTS[0], method=method, max_new_tokens=20)
+    assert (r.method, r.token_ids) == ("jacobi", plain[0].token_ids)
+    report = paradec.compare(lm, PROMPTS[:1], [method], max_new_tokens=20, repeats=0)
+    assert [(e.method, e.exact, e.identical) for e in report.methods] == [("ar", True, 1), ("jacobi", True, 1)]
+    other = paradec.build("jacobi", dataclasses.replace(lm.model, num_layers=1), ())
+    for wrong, hint in ((dict(method=other), "another model"), (dict(method=method, ignore_eos=True), "without eos"),
+                        (dict(method=method, method_args={"window": 4}), "built already")):  # fmt: skip
+        with pytest.raises(InputError, match=hint):
+            lm.generate("Hello", **wrong)
+
+
+def test_a_draft_model_of_another_tokenizer_is_refused(lm, tmp_path):
+    folder = write_tiny_model(tmp_path / "other")
+    path = folder / "tokenizer.json"
+    swapped = json.loads(path.read_text())
+    vocab = swapped["model"]["vocab"]
+    vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
+    path.write_text(json.dumps(swapped))
+    with pytest.raises(InputError, match="their tokenizers differ"):
+        lm.generate("y", method="draft_model", method_args={"draft": paradec.load(str(folder))})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [-7, 30])
+@pytest.mark.parametrize("accept", ["match", "rejection"])
+def test_a_draft_model_may_be_padded_otherwise(lm, plain, rows, accept):
+    """Its table may have rows that mean nothing, or lack those that mean nothing in the target's."""
+    table = lambda x: x[:rows] if rows < 0 else jnp.concatenate([x, x[:rows]])
+    smaller = dataclasses.replace(lm.model, vocab_size=lm.model.vocab_size + rows)
+    weights = lm.params.replace(embed=table(lm.params.embed), head=table(lm.params.head))
+    draft = dataclasses.replace(lm, model=smaller, params=weights)
+    options = {"draft": draft, "accept": accept}
+    found = lm.generate(PROMPTS, method="draft_model", method_args=options, max_new_tokens=20, batch_size=4)
+    assert [r.token_ids for r in found] == [r.token_ids for r in plain]
+    if rows > 0:
+        assert max(r.calls for r in found) <= 5  # it is the target but for rows that mean nothing

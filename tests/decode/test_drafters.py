@@ -191,3 +191,15 @@ def test_lookahead_with_all_ngrams_in_its_pool():
     grams = (jnp.arange(128)[:, None] + jnp.arange(4)[None]) % VOCAB
     state = state.replace(carry=state.carry.replace(pool=grams[None], age=jnp.full((1, 128), 1000)))
     assert sizes(loop.run(method, params, state, OPEN)) == [4] * 10 + [1]
+
+
+@pytest.mark.parametrize(
+    "sizes", [dict(window=1), dict(window=1, ngram=3), dict(pool=2, guesses=7), dict(pool=1, window=2)], ids=str
+)
+def test_small_lookaheads_are_exact_too(sizes):
+    """A window of one column (noise must reach the guesses, which are deeper), a pool of fewer n-grams than guesses."""
+    model, weights = tiny_table(vocab_size=29)
+    params, prompt = {"target": weights}, prompts([5], [1, 2, 3, 1, 2], [8, 9])
+    how = sampling(3, temperature=[0.0, 0.8, 0.8])
+    state = laws.decode(params, speculative(model, Lookahead(**sizes)), prompt, how=how)
+    laws.exact(model, params, speculative(model, Lookahead(**sizes)), state)

@@ -14,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 import paradec
 from paradec.errors import InputError, ResourceError, WeightsError
 from paradec.io.medusa import Trained, fingerprint, load_medusa, save_medusa
+from paradec.models.experts import Experts
 from paradec.models.heads import HeadWeights, MedusaHeads
+from paradec.testing import tiny_recurrence, tiny_table, tiny_transformer
 from tests.fixtures import write_tiny_model
 
 D, V = 32, 259  # of the tiny model
@@ -166,3 +168,12 @@ def test_dtypes(tmp_path):
     again = load_medusa(tmp_path / "b.safetensors")
     assert again.heads == dataclasses.replace(half.heads, dtype="float32")
     np.testing.assert_array_equal(again.weights.linear, half.weights.linear.astype(np.float32))
+
+
+def test_every_kind_of_weights_has_a_fingerprint():
+    """Also those without a plain MLP: recurrences, tables, and mixtures in which experts are all there is."""
+    mixture = tiny_transformer(experts=Experts(count=4, width=16, top_k=2))[1]
+    kinds = [tiny_transformer()[1], mixture, tiny_recurrence()[1], tiny_table()[1]]
+    found = [fingerprint(weights) for weights in kinds]
+    assert [fingerprint(weights) for weights in kinds] == found
+    assert len({*found}) == 4 and all(len(digest) == 16 for digest in found)

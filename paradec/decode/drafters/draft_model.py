@@ -27,10 +27,10 @@ class DraftModel(ChainSizes):
     """
 
     model: Model = struct.field(pytree_node=False)
-    vocab_size: int = struct.field(pytree_node=False, default=0)
     num_draft: int = struct.field(pytree_node=False, default=4)
     shared_noise: bool = struct.field(pytree_node=False, default=True)
     taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
+    vocab_size: int = struct.field(pytree_node=False, default=0)
 
     @property
     def depth(self) -> int:
