@@ -59,7 +59,7 @@ def test_while_modules_are_loaded(work, seconds):
 
 
 def test_in_the_middle_of_a_long_text(work):
-    check(work, "generate", 15.0)
+    check(work, "generate", 10.0)
 
 
 @pytest.mark.slow
