@@ -1,6 +1,11 @@
 """What a caller may hand over: one string is one string, numbers are plain numbers, and the rest is a sentence."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +16,7 @@ from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Noise
 from paradec.learn.step import Plan
 from paradec.request import Request, names, texts
+from tests.fixtures import write_tiny_model
 
 IDS = [3, 1, 2]
 
@@ -118,3 +124,18 @@ def test_kinds():
     assert as_kind("x", np.str_("a"), str) == "a"
     with pytest.raises(InputError, match="x must be a whole number; 3.0 was given"):
         as_kind("x", 3.0, int)
+
+
+@pytest.mark.slow
+def test_odd_values_at_the_door(tmp_path):
+    """Thousands of calls with values of any kind: an answer or a sentence, soon, and in little memory."""
+    cases = os.environ.get("PARADEC_CASES", "1000")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    program = Path(__file__).with_name("fuzz_door.py")
+    command = [sys.executable, program, write_tiny_model(tmp_path / "tiny"), cases]
+    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["decoded"] > int(cases) / 4 and found["refused"] > int(cases)
+    assert found["slowest"] < 5, found
+    assert found["gibibytes"] < 2, found
