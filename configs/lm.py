@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paradec.config import several
-from paradec.errors import InputError, check_fields, check_least
+from paradec.errors import InputError, check_fields, check_kinds, check_least
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -67,6 +67,7 @@ class Data:
 def check_data(data: Any) -> None:
     """Raise `InputError` for rows that predict nothing, or a share that leaves nothing; a single file is a file."""
     object.__setattr__(data, "files", several(data.files))
+    check_kinds(data)
     check_fields(data, {
         "length": (data.length >= 2, "at least 2"),
         "held_out": (0 < data.held_out < 1, "between 0 and 1"),
@@ -86,6 +87,7 @@ class Devices:
 
     def __post_init__(self) -> None:
         """Raise `InputError` for no devices."""
+        check_kinds(self)
         check_fields(self, {
             "data": (self.data == -1 or self.data >= 1, "at least 1, or -1 for all devices that are left"),
             "model": (self.model >= 1, "at least 1"),

@@ -114,5 +114,6 @@ def check_fields(config: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:
 
 
 def check_least(config: Any, least: Mapping[str, int]) -> None:
-    """Raise `InputError` for the first field below its least value."""
+    """Raise `InputError` for the first field of another kind than it declares, or below its least value."""
+    check_kinds(config)
     check_fields(config, {name: (getattr(config, name) >= n, f"at least {n}") for name, n in least.items()})

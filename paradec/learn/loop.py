@@ -22,7 +22,7 @@ from jaxtyping import Array, Int, PyTree
 
 from paradec import config as configs
 from paradec import mesh, params
-from paradec.errors import Diverged, InputError, Stopped, check_kinds, check_least
+from paradec.errors import Diverged, InputError, Stopped, check_least
 from paradec.io import writers
 from paradec.io.checkpoint import Checkpoints
 from paradec.learn import step as steps
@@ -52,7 +52,6 @@ class Run:
     def __post_init__(self) -> None:
         """Raise `InputError` for a value of another kind or out of its range, `ResourceError` for a log whose package
         is lacking."""
-        check_kinds(self)
         check_least(self, {"save_every": 1, "evaluate_every": 0, "keep_last": 1, "keep_best": 0})
         writers.check(self.log)
 
