@@ -12,6 +12,7 @@ Rows are ragged throughout: each has its own prompt, block, limit and end, and c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -21,8 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.canvas_cache import Reply, Whole
-from paradec.decode.sampling import next_tokens, warp
-from paradec.decode.view import Choice, View, best
+from paradec.decode.sampling import filtered, next_tokens
+from paradec.decode.view import Choice, View, best, probability
 from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling, Stats
 
 LATE = -1e30  # a score below all others, and finite: such positions are still eligible
@@ -47,13 +48,27 @@ class Region(Protocol):
 class Select(Protocol):
     """Which eligible positions a call settles.
 
-    Attributes that some have: `reads`, `shadows`, `revocable` (see `compose.check`) and `idles`, for a rule that may
-    settle none in a call and ends all the same.
+    Attributes that some have are in `FACTS`. Who wraps a rule hands them on.
     """
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree: ...
 
     def __call__(self, view: View, carry: PyTree) -> Choice: ...
+
+
+FACTS: Mapping[str, Any] = {
+    "reads": 0,  # the only block length that it can judge
+    "shadows": False,  # it reads `View.shadow`
+    "revocable": False,  # it may open settled positions again
+    "idles": False,  # it may settle none in a call, and ends all the same: each block after its `steps`
+    "remembers": False,  # what it keeps of a position counts in later blocks too, where the model sees the whole canvas
+}
+"""What a select rule may say of itself, and what counts where it says nothing."""
+
+
+def fact(rule: Any, name: str) -> Any:
+    """One of `FACTS`."""
+    return getattr(rule, name, FACTS[name])
 
 
 class Stop(Protocol):
@@ -96,7 +111,8 @@ class Canvas:
     ends: str = struct.field(pytree_node=False, default="free")
     """End-of-text: "free" like any token, "late" (its confidence counts least), or "never" (it cannot be proposed)."""
     tempered: bool = struct.field(pytree_node=False, default=False)
-    """Whether confidence is read after temperature and filters (Dream) or before (LLaDA)."""
+    """Whether positions are judged by the law after temperature and filters (Dream) or before (LLaDA). In both it is
+    the proposed token's probability that counts, be it drawn or the likeliest."""
     words: int = struct.field(pytree_node=False, default=0)
     """Token ids from here on do not exist: a checkpoint's vocabulary may be padded. 0: all do."""
     name: str = struct.field(pytree_node=False, default="canvas")
@@ -105,6 +121,7 @@ class Canvas:
     def window(self, slots: int) -> int:
         """W: how many positions from `lo` on a call predicts, of a canvas of `slots`."""
         whole = self.stop is not None or self.cut is not None  # they read all that is open
+        whole |= fact(self.select, "remembers") and not self.cache.keeps and not self.target.block
         return slots if whole else min(self.region.reach or slots, slots)
 
     def init(
@@ -141,7 +158,7 @@ class Canvas:
 
     def predict(self, params: PyTree, state: DecodeState) -> tuple[Reply, DecodeState, Bool[Array, "B"]]:
         """The model's reply, the state with cache and counters after it, and the rows that took part."""
-        shadows = getattr(self.select, "shadows", False)
+        shadows = fact(self.select, "shadows")
         W = self.window(state.tokens.shape[1])
         reply, cache, acting, cost = self.cache.call(self.target, params["target"], state, W, shadows)
         stats = state.stats.replace(
@@ -150,12 +167,19 @@ class Canvas:
         )
         return reply, state.replace(cache=cache, calls=state.calls + acting.astype(jnp.int32), stats=stats), acting
 
-    def peek(self, params: PyTree, state: DecodeState, live: Bool[Array, "B"]) -> tuple[Reply, Int[Array, "B"]]:
+    def width(self, state: DecodeState) -> Int[Array, ""]:
+        """How wide a `peek` at this state must be, and at every state that follows it in the same blocks."""
+        return self.cache.width(self.target, state, self.window(state.tokens.shape[1]))
+
+    def peek(
+        self, params: PyTree, state: DecodeState, live: Bool[Array, "B"], width: Int[Array, ""]
+    ) -> tuple[Reply, Int[Array, "B"]]:
         """The reply to a state whose block is open already, and its cost in rows. Nothing is stored or counted.
 
-        Rows that are not `live` may read none of the cache.
+        Rows that are not `live` may read none of the cache. Of a batch of states one `width` serves all: were each its
+        own, every width would be computed for each.
         """
-        return self.cache.peek(self.target, params["target"], state, self.window(state.tokens.shape[1]), live)
+        return self.cache.peek(self.target, params["target"], state, self.window(state.tokens.shape[1]), live, width)
 
     def transition(self, state: DecodeState, reply: Reply) -> DecodeState:
         """The state after one step with this reply; it is stamped with the number of calls so far. No model call."""
@@ -168,7 +192,7 @@ class Canvas:
             view = self.look(state, reply.replace(logits=logits)).within(hi)
         choice = self.select(view, front.select)
         accept, edit = choice.accept & view.eligible, jnp.zeros_like(view.open)
-        if not getattr(self.select, "idles", False):
+        if not fact(self.select, "idles"):
             accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
         if choice.token is not None:
             edit = choice.accept & view.inside & ~view.open & (choice.token != view.current)
@@ -188,15 +212,16 @@ class Canvas:
         front, logits = state.carry, self.suppress(reply.logits)
         first = reply.position[:, :1]
         token = next_tokens(logits, state.sampling, state.key, first[:, 0], reply.position - first, logits.shape[1] - 1)
-        law = warp(logits, state.sampling) if self.tempered else logits
-        confidence = jnp.exp(jnp.max(law, axis=-1) - jax.nn.logsumexp(law, axis=-1))
+        law = filtered(logits, state.sampling) if self.tempered else logits
+        confidence = probability(law, token)
         if self.ends == "late":
             confidence = jnp.where(jnp.isin(token, self.eos), LATE, confidence)
         at = jnp.minimum(reply.position, state.tokens.shape[1] - 1)
         read = lambda x: jnp.take_along_axis(x, at, axis=1)
         exists = reply.position < state.limit[:, None]
         return View(
-            logits=logits, position=reply.position, token=token, current=read(state.tokens), confidence=confidence,
+            logits=logits, law=law, position=reply.position, token=token, confidence=confidence,
+            current=read(state.tokens),
             open=exists & (read(state.committed_at) == OPEN),
             inside=exists, lo=front.lo, hi=front.hi, prompt=state.prompt, limit=state.limit, turn=front.turn,
             fresh=front.fresh, key=state.key,
@@ -220,7 +245,7 @@ class Canvas:
         first_open = jnp.where(open_.any(-1), jnp.argmax(open_, axis=-1), state.limit).astype(jnp.int32)
         closed = first_open >= front.hi
         ended = jnp.isin(state.tokens, self.eos) & (slot >= state.prompt[:, None]) & (slot < first_open[:, None])
-        has_end = ended.any(-1) & (closed | ~jnp.asarray(getattr(self.select, "revocable", False)))
+        has_end = ended.any(-1) & (closed | ~jnp.asarray(fact(self.select, "revocable")))
         length = jnp.where(has_end, jnp.argmax(ended, axis=-1).astype(jnp.int32) + 1, first_open)
         return state.replace(
             length=length,

@@ -94,6 +94,12 @@ def ask(
     return Reply(logits=out.logits[:, :window], position=wanted, shadow=shadow), delta
 
 
+def narrowest(spans: tuple[Span, ...], done: Bool[Array, "B"]) -> Int32[Array, ""]:
+    """The first of these spans, which widen, that reaches every row's end; rows that are done need none."""
+    holds = jnp.stack([jnp.all(done | (span.at + span.size >= span.end)) for span in spans])
+    return jnp.argmax(holds).astype(jnp.int32)
+
+
 def seen(target: Denoiser, state: DecodeState, at: Int[Array, "B M"]) -> Int32[Array, "B M"]:
     """The tokens the model is shown at these slots: what stands there, and the mask where nothing is settled."""
     token = jnp.take_along_axis(state.tokens, at, axis=1)
@@ -125,9 +131,14 @@ class Whole:
         rows = span.size + (window if shadows else 0)
         return reply, state.cache, ~state.done, Cost(zero + rows, jnp.zeros_like(state.done))
 
+    def width(self, target: Denoiser, state: DecodeState, window: int) -> Int32[Array, ""]:
+        """Which of the widths of a call that stores nothing is enough for this state."""
+        return jnp.int32(0)
+
     def peek(
-        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, live: Bool[Array, "B"]
-    ) -> tuple[Reply, Int32[Array, "B"]]:
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, live: Bool[Array, "B"],
+        width: Int[Array, ""],
+    ) -> tuple[Reply, Int32[Array, "B"]]:  # fmt: skip
         """A call that stores nothing, for blocks that are open already, and its cost in rows. `live` as in `ask`."""
         reply, _, _, cost = self.call(target, params, state, window, False)
         return reply, cost.queries
@@ -174,8 +185,7 @@ class Cached(Whole):
             reply, delta = ask(target, params, cache, state, mixed, window, shadows, live=reads)
             return reply, target.store(cache, delta, mixed.at, mixed.store, mixed.length)
 
-        holds = jnp.stack([jnp.all(state.done | (span.at + span.size >= span.end)) for span in later])
-        which = jnp.where(wide, 0, 1 + jnp.argmax(holds))
+        which = jnp.where(wide, 0, 1 + narrowest(later, state.done))
         # A loop of one turn or none, because a branch that hands a cache on copies it.
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: open_(state.cache)[0]))
         opened, cache = lax.fori_loop(0, wide.astype(jnp.int32), lambda _, held: open_(held[1]), (blank, state.cache))
@@ -185,13 +195,19 @@ class Cached(Whole):
         acting = live & (wide | ~due)
         return reply, cache, acting, Cost(jnp.broadcast_to(rows, due.shape), due & acting)
 
+    def width(self, target: Denoiser, state: DecodeState, window: int) -> Int32[Array, ""]:
+        """The narrowest steady call that holds all rows."""
+        return narrowest(self.steady(target, state, window), state.done)
+
     def peek(
-        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, live: Bool[Array, "B"]
-    ) -> tuple[Reply, Int32[Array, "B"]]:
-        """A steady call of the widest kind."""
-        span = self.steady(target, state, window)[-1]
-        reply, _ = ask(target, params, state.cache, state, span, window, False, live=live)
-        return reply, jnp.full_like(state.limit, span.size)
+        self, target: Denoiser, params: PyTree, state: DecodeState, window: int, live: Bool[Array, "B"],
+        width: Int[Array, ""],
+    ) -> tuple[Reply, Int32[Array, "B"]]:  # fmt: skip
+        """A steady call of this width."""
+        spans = self.steady(target, state, window)
+        look = lambda span: ask(target, params, state.cache, state, span, window, False, live=live)[0]
+        reply = lax.switch(width, [partial(look, span) for span in spans])
+        return reply, jnp.broadcast_to(jnp.asarray([span.size for span in spans])[width], state.limit.shape)
 
 
 @dataclasses.dataclass(frozen=True)

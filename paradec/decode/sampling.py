@@ -53,14 +53,17 @@ def warp(logits: Float[Array, "B N V"], s: Sampling) -> Float[Array, "B N V"]:
     Rows at temperature 0 become one-hot at their argmax, so greedy is a special case of everything downstream.
     Tokens tied with the last one that top-k or top-p keeps are kept too.
     """
-    logits = logits.astype(jnp.float32)
-    greedy = (s.temperature <= 0)[:, None, None]
-    scaled = logits / jnp.where(greedy, 1.0, s.temperature[:, None, None])
-    filtered = jnp.any((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0))
-    scaled = lax.cond(filtered, lambda x: jnp.where(x >= _threshold(x, s), x, -jnp.inf), lambda x: x, scaled)
-    best = argmax(logits)[..., None]
+    scaled, best = filtered(logits, s), argmax(logits.astype(jnp.float32))[..., None]
     onehot = jnp.where(lax.broadcasted_iota(best.dtype, logits.shape, 2) == best, 0.0, -jnp.inf)
-    return jnp.where(greedy, onehot, scaled)
+    return jnp.where((s.temperature <= 0)[:, None, None], onehot, scaled)
+
+
+def filtered(logits: Float[Array, "B N V"], s: Sampling) -> Float[Array, "B N V"]:
+    """Logits in float32 after temperature and filters; rows at temperature 0 are filtered as they stand."""
+    heat = jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None, None]
+    active = jnp.any((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0))
+    keep = lambda x: jnp.where(x >= _threshold(x, s), x, -jnp.inf)
+    return lax.cond(active, keep, lambda x: x, logits.astype(jnp.float32) / heat)
 
 
 def _threshold(x: Float[Array, "B N V"], s: Sampling) -> Float[Array, "B N 1"]:

@@ -11,8 +11,8 @@ from paradec import struct
 from paradec.decode.sampling import ORDER, uniform
 
 SCORES = ("probability", "margin", "entropy", "random")
-"""How sure a call is of a position, greater is surer: the likeliest token's probability, its lead over the second,
-minus the entropy in nats, or nothing but chance."""
+"""How sure a call is of a position, greater is surer: the proposed token's probability, the lead of the likeliest over
+the second, minus the entropy in nats, or nothing but chance."""
 
 
 @struct.dataclass
@@ -20,10 +20,11 @@ class View:
     """One call on a window of W positions. Positions at or past the row's limit are neither open nor eligible."""
 
     logits: Float[Array, "B W V"]  # float32, the mask token suppressed, rewritten if there is a rewrite
+    law: Float[Array, "B W V"]  # by which positions are judged: `logits`, or those after temperature and filters
     position: Int32[Array, "B W"]
     token: Int32[Array, "B W"]  # what the call proposes
     current: Int32[Array, "B W"]  # what stands there
-    confidence: Float[Array, "B W"]  # probability of the likeliest token, before temperature
+    confidence: Float[Array, "B W"]  # probability of `token` under `law`
     open: Bool[Array, "B W"]
     inside: Bool[Array, "B W"]  # within the block
     lo: Int32[Array, "B"]  # the block is [lo, hi)
@@ -47,8 +48,8 @@ class View:
 
     @property
     def entropy(self) -> Float[Array, "B W"]:
-        """Of the law at each position, in nats, before temperature."""
-        log_p = jax.nn.log_softmax(self.logits, axis=-1)
+        """Of the law at each position, in nats."""
+        log_p = jax.nn.log_softmax(self.law, axis=-1)
         return -jnp.sum(jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * log_p, 0.0), axis=-1)
 
     def score(self, name: str) -> Float[Array, "B W"]:
@@ -59,7 +60,7 @@ class View:
             case "entropy":
                 return -self.entropy
             case "margin":
-                top = lax.top_k(jax.nn.softmax(self.logits, axis=-1), 2)[0]
+                top = lax.top_k(jax.nn.softmax(self.law, axis=-1), 2)[0]
                 return top[..., 0] - top[..., 1]
             case "random":
                 return uniform(self.key, self.position, ORDER)
@@ -77,6 +78,17 @@ class Choice:
     carry: PyTree = ()
     reopen: Bool[Array, "B W"] | None = None
     token: Int32[Array, "B W"] | None = None
+
+
+def probability(logits: Float[Array, "B W V"], token: Int[Array, "B W"]) -> Float[Array, "B W"]:
+    """Of one token at each position, by its float32 logits.
+
+    Written as a quotient of sums around the largest logit, which resolves 6e-8 near 1. exp(x - logsumexp(x)) is rounded
+    to the size of the logits: at 40 it calls 1 - 1e-7 and 1 - 8e-7 equal, and the order of positions is lost.
+    """
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    own = jnp.exp(jnp.take_along_axis(logits, token[..., None], axis=-1) - top)
+    return (own / jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True))[..., 0]
 
 
 def rank(score: Float[Array, "B W"], among: Bool[Array, "B W"]) -> Int32[Array, "B W"]:

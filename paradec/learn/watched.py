@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from paradec import config as configs
 from paradec import mesh, struct
-from paradec.decode.canvas import Canvas, Select
+from paradec.decode.canvas import FACTS, Canvas, Select, fact
 from paradec.decode.unmasking.compose import compose
 from paradec.decode.unmasking.learned_filter import observed, of_block
 from paradec.decode.view import Choice, View
@@ -53,13 +53,11 @@ class Watched:
     length: int = struct.field(pytree_node=False)
     calls: int = struct.field(pytree_node=False)
 
-    @property
-    def shadows(self) -> bool:
-        return getattr(self.rule, "shadows", False)
-
-    @property
-    def revocable(self) -> bool:
-        return getattr(self.rule, "revocable", False)
+    def __getattr__(self, name: str) -> Any:
+        """What the rule says of itself."""
+        if name in FACTS:
+            return fact(self.rule, name)
+        raise AttributeError(name)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         room = (batch, self.calls, self.length)
@@ -114,6 +112,8 @@ class Walk:
         if not isinstance(method, Canvas):
             raise InputError(f"The calls of {self.along} cannot be recorded: it speculates. Leave freedave out.")
         room = self.ask.max_new_tokens + lm.model.block  # blocks of the model's own are filled to their end
+        if fact(method.select, "idles"):  # by its steps, not by what it settles
+            room = max(room, (-(-room // self.block) + 1) * int(method.select.steps))
         return method.replace(select=Watched(method.select, reference, self.block, room))
 
 
@@ -202,11 +202,12 @@ class FilterRows:
 class Drawn:
     """Endless batches of calls, drawn at random by numpy at once: a call is too small to be read for itself.
 
-    Its iterators have `get_state` and `set_state`. Processes draw the same calls, and each takes those that it holds.
+    Its iterators have `get_state` and `set_state`. Processes draw the same calls, and each takes its share of them.
     """
 
     def __init__(self, rows: FilterRows, batch: int, seed: int = 0):
-        mesh.held(batch)  # raises where the mesh does not split it
+        if batch % jax.process_count():
+            raise InputError(f"A batch of {batch} calls does not split over {jax.process_count()} processes.")
         self.rows, self.batch, self.seed = rows, batch, seed
 
     def __iter__(self) -> _Draws:
@@ -221,7 +222,7 @@ class _Draws(Iterator):
         rng = np.random.default_rng((self.data.seed, self.made))
         self.made += 1
         drawn = rng.integers(len(self.data.rows), size=self.data.batch)
-        return filter_batch(self.data.rows[drawn[mesh.held(self.data.batch)]])
+        return filter_batch(self.data.rows[drawn[jax.process_index() :: jax.process_count()]])
 
     def get_state(self) -> dict[str, int]:
         return {"made": self.made}

@@ -203,3 +203,16 @@ def test_rows_stop_at_the_first_end_of_text_and_late_is_last():
             if np.asarray(late.tokens)[b, s] in eos:
                 block = LENGTHS[b] + (s - LENGTHS[b]) // 8 * 8
                 assert at[b, s] == max(at[b, block : min(block + 8, int(late.length[b]))])
+
+
+@pytest.mark.parametrize("cache", ["block", "dual", "prefix"])
+def test_shadow_rows_stay_inside_a_canvas_without_slack(cache):
+    """Slots as many as the attention's blocks hold: what a call computes beside the canvas must not reach the cache."""
+    target, params = denoiser(2, block=8) if cache == "block" else denoiser(1)  # where these caches are exact
+    prompt, limit = prompts(lengths=np.asarray([40, 1, 33, 50, 20])), np.full(5, 64)
+    prompt = prompt.replace(token=jnp.pad(prompt.token, ((0, 0), (0, 16)), constant_values=3))
+    a, b = (
+        decode(compose(target, "wino", {}, block=8, cache=c), params, prompt, limit, slots=64) for c in (cache, "none")
+    )
+    same(a, b)
+    assert np.asarray(a.carry.revised).any(), "nothing was ever taken back"

@@ -21,7 +21,7 @@ from paradec.decode.unmasking.quota import Quota
 from paradec.decode.unmasking.threshold import Threshold
 from paradec.decode.unmasking.time_grid import TimeGrid
 from paradec.decode.unmasking.wino import Wino
-from paradec.decode.view import View, best, rank
+from paradec.decode.view import View, best, probability, rank
 from paradec.errors import InputError, UnknownName
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from tests.decode.canvases import LENGTHS, LIMITS, STARTS, chain, decode, denoiser, differs, on_chain, same
@@ -36,7 +36,8 @@ def seen(confidence, open_=None, vocab=5, tokens=None, **changes):
     is_open = jnp.ones((1, W), bool) if open_ is None else jnp.asarray(open_, bool)[None]
     one = lambda x: jnp.asarray([x], jnp.int32)
     view = View(
-        logits=jnp.log(law), position=jnp.arange(W, dtype=jnp.int32)[None], token=top, confidence=c, open=is_open,
+        logits=jnp.log(law), law=jnp.log(law), position=jnp.arange(W, dtype=jnp.int32)[None], token=top, confidence=c,
+        open=is_open,
         current=jnp.zeros((1, W), jnp.int32), inside=jnp.ones((1, W), bool), lo=one(0), hi=one(W), prompt=one(0),
         limit=one(W), turn=one(0), fresh=jnp.asarray([True]), key=jax.random.split(jax.random.key(0), 1),
     )  # fmt: skip
@@ -58,6 +59,22 @@ def test_ranks_and_ties():
     assert rank(none, view.eligible)[0].tolist() == [0, 1, 2, 4]
     assert best(none, view.eligible)[0].tolist() == [True, False, False, False]
     assert not best(view.confidence, view.eligible & False).any()
+
+
+def test_probabilities_near_one_keep_their_order():
+    logits = jnp.full((1, 3, 40), -1e4).at[0, :, 0].set(40.0).at[0, :, 1].set(jnp.asarray([26.0, 24.0, 38.0]))
+    p = np.asarray(probability(logits, jnp.zeros((1, 3), jnp.int32)))[0]
+    assert p[2] < p[0] < p[1] < 1
+    assert np.allclose(1 - p, [np.exp(-14), np.exp(-16), 1 / (1 + np.exp(2))], atol=6e-8, rtol=0)
+    other = np.asarray(probability(logits, jnp.ones((1, 3), jnp.int32)))[0]
+    assert np.allclose(other, np.exp([-14.0, -16.0, -2.0]) / (1 + np.exp([-14.0, -16.0, -2.0])), rtol=1e-5)
+
+
+def test_the_worst_shadow_is_told_where_probabilities_are_zero():
+    view = seen([0.99] * 8, [0, 0, 0, 0, 1, 1, 1, 1])
+    shadow = jnp.zeros((1, 8, 5)).at[0, :4, 0].set(jnp.asarray([-200.0, -300.0, -250.0, -150.0]))
+    view = view.replace(shadow=shadow, fresh=jnp.asarray([False]))
+    assert np.flatnonzero(np.asarray(Wino.of()(view, jnp.asarray([2])).reopen)[0]).tolist() == [1]
 
 
 def test_thresholds():

@@ -13,7 +13,8 @@ import paradec
 from configs import learned_filter as configs
 from paradec import params
 from paradec.data.padded import Padded
-from paradec.decode.unmasking.compose import compose, parse
+from paradec.decode.canvas import FACTS, fact
+from paradec.decode.unmasking.compose import PARTS, compose, parse
 from paradec.errors import InputError, WeightsError
 from paradec.io.confidence_filter import TrainedFilter, load_filter, save_filter
 from paradec.io.hf import save_hf
@@ -127,9 +128,14 @@ def test_a_recording_goes_on_and_refuses_another(lm, folder, tmp_path):
         watched.record(lm, PROMPTS, tmp_path / "new", along="oracle+freedave", **ASK)
 
 
-def test_the_rule_that_is_watched_decides_as_if_alone(lm):
-    """Along the threshold rule with end-of-text prediction, whose window is the whole canvas."""
-    names, options = "threshold+end_of_text", {"threshold.tau": 0.3, "end_of_text.tau": 0.5}
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        ("threshold+end_of_text", {"threshold.tau": 0.3, "end_of_text.tau": 0.5}),  # the window is the whole canvas
+        ("time_grid", {"steps": 3 * BLOCK, "score": "probability"}),  # calls that settle nothing
+    ],
+)
+def test_the_rule_that_is_watched_decides_as_if_alone(lm, names, options):
     ask = Request(method=names, max_new_tokens=NEW, batch_size=5)
     walk = watched.Walk.of(lm, ask, BLOCK, names, options)
     decoder = lm.decoder(ask, options | {"block": BLOCK})
@@ -141,6 +147,19 @@ def test_the_rule_that_is_watched_decides_as_if_alone(lm):
     for name in ("confidence", "final", "open"):  # all begin with the same call
         first = [np.asarray(getattr(x, name)[:, 0], np.float32) for x in (calls, oracle)]
         np.testing.assert_allclose(*first, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", [part.name for part in PARTS.values() if part.slot == "select"])
+def test_what_a_rule_says_of_itself_is_handed_on(name):
+    filter, text = ConfidenceFilter(4, 2), jnp.zeros((1, 4), jnp.int32)
+    trained = {"filter": filter, "weights": params.init(filter.specs(), jax.random.key(0))}
+    given = {"oracle": {"reference": text}, "learned_filter": trained}.get(name, {})
+    rule = PARTS[name].make(**given)
+    seen = watched.Watched(rule, text, 4, 4)
+    assert {f: fact(seen, f) for f in FACTS} == {f: fact(rule, f) for f in FACTS}
+    stated = {n for n in dir(type(rule)) if not n.startswith("_") and not callable(getattr(type(rule), n))}
+    fields = {f.name for f in dataclasses.fields(rule)}
+    assert stated - fields <= set(FACTS), "a fact that no wrapper knows"
 
 
 def test_batches_go_on_where_they_were(folder):

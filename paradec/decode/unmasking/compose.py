@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from paradec.decode.canvas import Canvas
+from paradec.decode.canvas import Canvas, fact
 from paradec.decode.canvas_cache import POLICIES
 from paradec.decode.unmasking.ada_block import AdaBlock
 from paradec.decode.unmasking.credit import Credit
@@ -199,8 +199,7 @@ def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
     """Raise `InputError` for parts that cannot work together, or with this model or cache."""
     target, region, select = method.target, method.region, method.select
     _check_ends(method.ends)
-    reads = getattr(select, "reads", 0)
-    shadows, keeps = getattr(select, "shadows", False), method.cache.keeps
+    reads, shadows, keeps = fact(select, "reads"), fact(select, "shadows"), method.cache.keeps
     whole = [chosen[slot].name for slot in ("stop", "cut") if slot in chosen]
     name = chosen["select"].name if "select" in chosen else "quota"
     problems = (
@@ -214,7 +213,7 @@ def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
             f"{' and '.join(whole)} must see the whole canvas; cache '{method.cache.name}' recomputes a part of it.",
         ),
         (
-            "wrap" in chosen and getattr(select, "revocable", False),
+            "wrap" in chosen and fact(select, "revocable"),
             f"freedave needs a rule that never takes back a token, and {name} does.",
         ),
         ("wrap" in chosen and shadows, f"freedave cannot look at drafts through the shadow rows of {name}."),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import View
+from paradec.decode.view import View, probability
 from paradec.ops.argmax import argmax
 
 
@@ -39,7 +38,7 @@ class Credit:
     def __call__(self, view: View, carry: PyTree) -> tuple[Float[Array, "B W V"], PyTree]:
         credit = jnp.where(view.fresh[:, None, None], 0.0, carry * self.beta)
         top = argmax(view.logits)
-        p = jnp.exp(jnp.max(view.logits, axis=-1) - jax.nn.logsumexp(view.logits, axis=-1))
+        p = probability(view.logits, top)
         token = lax.broadcasted_iota(top.dtype, view.logits.shape, 2)
         gain = jnp.where(view.eligible, p**self.gamma, 0.0)
         credit = credit + jnp.where(token == top[..., None], gain[..., None], 0.0)

@@ -105,7 +105,8 @@ class FreeDave:
         _, rest = lax.scan(guess, bare(first), None, length=self.drafts - 1)
         drafts = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), bare(first), rest)
         # One `live` for all drafts: were it each draft's own, each would read its own blocks of the cache, by gathers.
-        look = lambda s: self.base.peek(params, s.replace(cache=first.cache, **fixed), ~first.done)
+        width = self.base.width(first)  # drafts never reach back before it
+        look = lambda s: self.base.peek(params, s.replace(cache=first.cache, **fixed), ~first.done, width)
         replies, cost = jax.vmap(look)(drafts)
         acting = ~first.done & ~due
         called = first.replace(cache=None, calls=first.calls + acting.astype(jnp.int32))

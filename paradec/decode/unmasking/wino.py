@@ -44,9 +44,10 @@ class Wino:
         accept = view.eligible & (view.confidence > self.tau) & (rank(view.confidence, view.eligible) < cap[:, None])
         accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
         settled = count(accept)
-        law = jax.nn.softmax(view.shadow, axis=-1)
+        # In logs: of probabilities that float32 takes for 0, logs still tell the worst.
+        law = jax.nn.log_softmax(view.shadow, axis=-1)
         held = jnp.take_along_axis(law, view.current[..., None], axis=-1)[..., 0]
-        doubted = view.inside & ~view.open & (view.position >= view.prompt[:, None]) & (held < self.bar)
+        doubted = view.inside & ~view.open & (view.position >= view.prompt[:, None]) & (jnp.exp(held) < self.bar)
         worst = rank(-held, doubted)
         most = jnp.where(count(doubted) >= last, last - 1, view.position.shape[1])
         reopen = doubted & (worst < most[:, None]) & (settled > 1)[:, None]
