@@ -20,6 +20,7 @@ import paradec
 from paradec import catalog
 from paradec.comparison import device, divergence, versions
 from paradec.guard import guarded
+from paradec.io import text_file
 from paradec.prompts import read_prompts
 
 
@@ -83,7 +84,7 @@ def main(run: Exactness) -> int:
                 report["cells"].append(cell)
                 print(json.dumps(cell), flush=True)
                 if run.out is not None:
-                    run.out.write_text(json.dumps(report, indent=1))
+                    text_file.write(run.out, json.dumps(report, indent=1))
     return 1 if broken else 0
 
 

@@ -25,6 +25,7 @@ from paradec.compile_cache import cache_compilations
 from paradec.data import chain
 from paradec.errors import InputError
 from paradec.guard import guarded
+from paradec.io import text_file
 from paradec.learn import traces
 from paradec.learn.objectives.medusa import accuracy
 from paradec.models.heads import ShortList
@@ -82,7 +83,7 @@ def main(run: Heads) -> int:
         }
         print(json.dumps(line), flush=True)
         report["trees"].append(line)
-        (run.out / "heads.json").write_text(json.dumps(report, indent=1))
+        text_file.write(run.out / "heads.json", json.dumps(report, indent=1))
     return 0 if all(line["identical"] == line["total"] for line in report["trees"]) else 1
 
 

@@ -27,6 +27,7 @@ import tyro
 import paradec
 from paradec.comparison import device, versions
 from paradec.guard import guarded
+from paradec.io import text_file
 from paradec.lm import LanguageModel, Request
 from paradec.prompts import read_prompts
 from paradec.types import Rows
@@ -197,7 +198,7 @@ def main(race: Race) -> None:
             report[section] = {"failed": f"{type(e).__name__}: {e}"}
         print(section, json.dumps(report[section], indent=1, default=_plain), flush=True)
         if race.out is not None:
-            race.out.write_text(json.dumps(report, indent=1, default=_plain))
+            text_file.write(race.out, json.dumps(report, indent=1, default=_plain))
 
 
 def _plain(x: Any) -> Any:

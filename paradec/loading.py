@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradec.console import track
+from paradec.console import say, track
 from paradec.errors import InputError
 from paradec.io import gguf, hf
 from paradec.io.generation_config import read_defaults
@@ -35,6 +35,8 @@ def load(
     what to do where the name is unknown, a file is damaged, or the network is needed and missing.
     """
     check_dtype(dtype)
+    if progress and dtype != "float32" and jax.default_backend() == "cpu":
+        say(f"{dtype} takes half the memory of float32, and on a CPU it computes several times slower.")
     source = resolve(name, quiet=not progress)
     follow = partial(track, label=f"Loading {name}") if progress else iter
     if source.kind == "hf":

@@ -28,6 +28,7 @@ from paradec.data import chain, chats, text
 from paradec.data.synthetic import Markov
 from paradec.errors import InputError
 from paradec.guard import guarded
+from paradec.io import text_file
 from paradec.io.hf import save_hf
 from paradec.learn import flops, loop
 from paradec.learn.objectives.next_token import NextToken
@@ -154,7 +155,7 @@ def export(config: Lm, model: Transformer, weights: PyTree, corpus: Corpus, held
         folder = config.run.out / "model"
         save_hf(folder, model, jax.device_get(weights))
         facts = {"config": kept, "command": " ".join(["python", *sys.argv]), "metrics": last} | corpus.facts
-        (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        text_file.write(folder / "training.json", json.dumps(facts, indent=1) + "\n")
         say(f"{folder}: {said}")
 
 

@@ -29,6 +29,7 @@ from paradec.data import chain, text
 from paradec.data.tasks import RAGGED, TASKS
 from paradec.errors import InputError
 from paradec.guard import guarded
+from paradec.io import text_file
 from paradec.io.hf import save_hf
 from paradec.io.tokenizer import save_words
 from paradec.learn import loop
@@ -81,7 +82,7 @@ def main(config: Masked) -> TrainState:
         if corpus.words:
             save_words(folder, corpus.words)
         facts = {"config": kept, "command": " ".join(["python", *sys.argv])}
-        (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        text_file.write(folder / "training.json", json.dumps(facts, indent=1) + "\n")
         say(f"Wrote {folder}")
     return state
 

@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from paradec import mesh, params
 from paradec.errors import InputError, ResourceError
+from paradec.io.whole_file import cannot_write
 
 policies = ocp.training.preservation_policies
 FULL = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota")
@@ -46,6 +47,13 @@ class Damaged(Exception):
     """A step that cannot be used, and why."""
 
 
+def _unsaid(record: logging.LogRecord) -> bool:
+    """Whether a record tells what no exception will. Orbax' threads each log a full disk, with a traceback, before it
+    reaches us, and once more at the end of the process."""
+    cause = record.exc_info[1] if record.exc_info else ""
+    return "orbax" not in record.pathname or not any(sign in f"{record.getMessage()} {cause}" for sign in FULL)
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder. A context manager: leaving it waits for the last save.
 
@@ -61,6 +69,7 @@ class Checkpoints:
                 )
             )
         self.folder = Path(folder).absolute()
+        logging.getLogger("absl").addFilter(_unsaid)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._orbax = ocp.training.Checkpointer(
@@ -69,7 +78,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,  # torn saves of a killed run
             )
         except OSError as error:
-            raise ResourceError(f"Cannot keep checkpoints in {folder}: {error}.") from error
+            raise cannot_write(self.folder, error) from error
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -12,6 +12,7 @@ import numpy as np
 
 from paradec.errors import WeightsError
 from paradec.io import tensor_file, text_file
+from paradec.io.regular_file import read_json
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 
 FORMAT = "paradec filter 1"
@@ -56,9 +57,9 @@ def load_filter(path: Path) -> TrainedFilter:
 def _facts(path: Path) -> dict[str, Any]:
     """The JSON, without which nobody knows whose confidences the filter reads."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is missing or no readable JSON: {error}. Export the filter again.") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        facts = read_json(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing. Export the filter again.") from None
+    if facts.get("format") != FORMAT:
         raise WeightsError(f"{path} does not describe a filter ({FORMAT}). Export the filter again.")
     return facts

@@ -25,7 +25,8 @@ from paradec.io.experts_config import (
     with_experts,
     without_experts,
 )
-from paradec.io.hf_config import Config, Fields, read_config, write_config
+from paradec.io.fields import Fields
+from paradec.io.hf_config import Config, read_config, write_config
 from paradec.io.tokenizer import Tokenizer
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.dit import DiT
@@ -225,11 +226,12 @@ def _block(fields: Fields, name: str) -> int:
     family = FAMILIES[name]
     if not family.block_key:
         return 0
-    if fields.get(family.block_key) == 0 and name.startswith("a2d"):
+    stated = fields.get(family.block_key)
+    if stated == 0 and stated is not False and name.startswith("a2d"):
         return 0  # paradec's own way to write one that sees the whole canvas
     if fields.get("cross_attn") is False and name == "bd3lm":
         return 0  # one that was trained like an MDLM
-    if fields.get(family.block_key) is not None:
+    if stated is not None:
         return fields.count(family.block_key)
     if family.block is None:
         full = "0 if it sees the whole canvas (mdlm), 32 if it is a bd3lm" if name.startswith("a2d") else "often 4"

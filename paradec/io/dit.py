@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from paradec.errors import InputError
-from paradec.io.hf_config import Fields
-from paradec.io.names import DTYPES, FREQUENCIES, Entry, Tensor, check_dtype
+from paradec.io.fields import Fields
+from paradec.io.hf_config import read_dtype
+from paradec.io.names import FREQUENCIES, Entry, Tensor, check_dtype
 from paradec.models.dit import DiT
 
 # What the published configuration classes assume for keys that a config.json leaves out.
@@ -65,16 +66,14 @@ def read_dit(config: Mapping[str, Any], where: str = "config.json", dtype: str |
     fields.refuse("causal", "paradec's diffusion transformers see both ways")
     if fields.get("adaln", True) is not True:
         fields.fail("adaln", fields.get("adaln"), "true")
-    dtype = dtype or fields.get("dtype") or fields.get("torch_dtype") or "float32"
-    if dtype not in DTYPES:
-        fields.fail("dtype", dtype, f"one of {', '.join(DTYPES)}")
     width, heads = fields.count("hidden_dim"), fields.count("n_heads")
     if width % (2 * heads):
         fields.fail("hidden_dim", width, f"a multiple of 2 * n_heads = {2 * heads}")
     return DiT(
         vocab_size=fields.count("vocab_size"), width=width, num_layers=fields.count("n_blocks"), num_heads=heads,
         num_kv_heads=heads, head_dim=width // heads, mlp_width=_WIDTHS * width,
-        max_length=fields.count("model_length"), level_width=fields.count("cond_dim"), dtype=dtype,
+        max_length=fields.count("model_length"), level_width=fields.count("cond_dim"),
+        dtype=dtype or read_dtype(fields),
     )  # fmt: skip
 
 

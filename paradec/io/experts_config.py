@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from paradec.errors import InputError, WeightsError
-from paradec.io.hf_config import Fields
+from paradec.io.fields import Fields
 from paradec.models.experts import Experts
 from paradec.models.transformer import Transformer
 

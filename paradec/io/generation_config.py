@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paradec.io.hf_config import FLOAT_MAX, INT32_MAX, Fields
+from paradec.io.fields import FLOAT_MAX, INT32_MAX, Fields
 from paradec.io.regular_file import read_json
 
 FILE = "generation_config.json"

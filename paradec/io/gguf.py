@@ -87,7 +87,10 @@ def read_model(file: GGUFFile) -> Transformer:
         raise WeightsError(f"{file.path} is one part of a split model. Join the parts with `gguf-split --merge` first.")
     keys = _Keys(file.path, arch, file.metadata)
     base = _base(keys, file)
-    base = dataclasses.replace(base, rope=_rope(keys, file, base), qk_norm=arch in ("qwen3", "gemma3"))
+    rope = _rope(keys, file, base)
+    base = dataclasses.replace(
+        base, rope=rope, max_length=rope.reach(base.max_length), qk_norm=arch in ("qwen3", "gemma3")
+    )
     if arch == "gemma3":
         return _gemma(keys, base)
     window = keys.count("attention.sliding_window") if keys.get("attention.sliding_window") else 0

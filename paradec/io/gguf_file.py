@@ -22,6 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from paradec.errors import WeightsError
+from paradec.io.regular_file import check_regular
 
 # Value types of the format, by number: struct code of the scalar ones; 8 is a string and 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -83,6 +84,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """
     path = Path(path)
     try:
+        check_regular(path)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(path, data)
             tensor_count, key_count = _header(cursor)

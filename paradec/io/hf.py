@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from paradec.errors import InputError, WeightsError
-from paradec.io import names
+from paradec.io import names, text_file
 from paradec.io.diffusion_config import FAMILIES, is_diffusion, read_diffusion, states_head, write_diffusion
 from paradec.io.dit import DIT, at_level_zero
 from paradec.io.hf_config import KNOWN, Config, read_config, write_config
 from paradec.io.names import Entry, Tensor
+from paradec.io.regular_file import read_json
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.dit import DiT
@@ -140,7 +141,11 @@ def load_hf(
     every tensor is read or is on the list of ignored ones.
     """
     folder = Path(folder)
-    values, where = _json(folder / "config.json"), str(folder / "config.json")
+    where = str(folder / "config.json")
+    try:
+        values = read_json(folder / "config.json")
+    except FileNotFoundError:
+        raise WeightsError(f"There is no config.json in {folder}. Point at the folder of one model.") from None
     config, model = _described(values, where, dtype, folder, mask_id, block)
     entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
     if isinstance(base, DiT):
@@ -186,7 +191,7 @@ def save_hf(folder: str | os.PathLike[str], model: Transformer | BlockDiffusion,
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(names.store(base, _entries(plain), jax.device_get(weights)))
     write(folder / "model.safetensors", tensors)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text_file.write(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _entries(config: Config) -> list[Entry]:
@@ -200,15 +205,6 @@ def _name(entries: Sequence[Entry], leaf: str) -> str:
     return next(entry.name for entry in entries if entry.leaf == leaf)
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(f"There is no {path.name} in {path.parent}. Point at the folder of one model.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not readable JSON: {error}. Download it again.") from error
-
-
 def _open(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder by their names in the files, not yet read."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -219,8 +215,7 @@ def _open(folder: Path) -> dict[str, Tensor]:
             f"{folder} has neither model.safetensors nor model.safetensors.index.json. "
             "Convert other formats with transformers: model.save_pretrained(folder)."
         )
-    place = _json(index)
-    place = place.get("weight_map") if isinstance(place, Mapping) else None
+    place = read_json(index).get("weight_map")
     if not isinstance(place, Mapping) or not all(isinstance(f, str) and Path(f).name == f for f in place.values()):
         raise WeightsError(f"{index} should hold a weight_map from tensor names to file names. Download it again.")
     shards = {file: table(folder / file) for file in sorted(set(place.values()))}

@@ -1,7 +1,8 @@
 """`config.json` of the Hugging Face hub as a `Transformer`, and back.
 
-Every default is the one of the configuration class in transformers, since files leave out what equals it. Both ways
-of writing rotary settings are read: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`.
+Every default is the one of the configuration class in transformers, since files leave out what equals it. Where a file
+states one thing twice, the statement counts that transformers obeys: a key that the family's code there does not read
+is not read here either.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from paradec.errors import InputError, UnknownName, WeightsError
+from paradec.io.fields import Fields
 from paradec.io.names import DTYPES, check_dtype
+from paradec.io.rope_config import FULL, SLIDING, read_rope, read_ropes, write_rope
 from paradec.models.transformer import Transformer
-from paradec.ops.rope import Rope
 
-INT32_MAX, FLOAT_MAX = 2**31 - 1, 3.4e38  # JSON has numbers of any size; what becomes a float32 must fit one
-FULL, SLIDING = "full_attention", "sliding_attention"
+KINDS = {FULL, SLIDING}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # What transformers assumes for keys that a config.json leaves out.
@@ -75,51 +76,6 @@ class Config:
     out_bias: bool = False
 
 
-class Fields:
-    """A JSON object whose values are checked as they are read. Messages name the key and the file."""
-
-    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str):
-        self.values, self.defaults, self.where = values, defaults, where
-
-    def get(self, key: str, otherwise: Any = None) -> Any:
-        """The value as it stands, the default where the key is absent. A null in the file stays null."""
-        return self.values[key] if key in self.values else self.defaults.get(key, otherwise)
-
-    def count(self, key: str, otherwise: Any = None) -> int:
-        """A whole number above zero that fits int32; `otherwise` where it is absent or null."""
-        value = self.get(key)
-        value = otherwise if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= INT32_MAX:
-            self.fail(key, value, f"a whole number from 1 to {INT32_MAX}")
-        return value
-
-    def number(self, key: str, otherwise: float | None = None) -> float:
-        """A finite number above zero."""
-        value = self.get(key)
-        value = otherwise if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= FLOAT_MAX:
-            self.fail(key, value, "a number above zero")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        """True or false; absent and null are false."""
-        value = self.get(key)
-        if value is not None and not isinstance(value, bool):
-            self.fail(key, value, "true or false")
-        return bool(value)
-
-    def refuse(self, key: str, why: str) -> None:
-        """Raise where a setting that paradec lacks is switched on."""
-        if self.get(key):
-            raise WeightsError(f"{self.where} sets {key} = {self.get(key)!r}: {why}.")
-
-    def fail(self, key: str, value: Any, wanted: str) -> NoReturn:
-        """Raise the error for a value of the wrong kind."""
-        shown = repr(value)
-        shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
-        raise WeightsError(f"{self.where} has {key} = {shown}, which should be {wanted}.")
-
-
 def read_config(
     config: Any, where: str = "config.json", dtype: str | None = None, known: Iterable[str] = KNOWN
 ) -> Config:
@@ -132,43 +88,78 @@ def read_config(
         check_dtype(dtype)
     if not isinstance(config, Mapping):
         raise WeightsError(f"{where} should hold a JSON object.")
-    dtype = dtype or config.get("dtype") or config.get("torch_dtype")
     family = config.get("model_type")
-    if family == "gemma3" and isinstance(config.get("text_config"), Mapping):
-        config = config["text_config"]
-        family, dtype = "gemma3_text", dtype or config.get("dtype") or config.get("torch_dtype")
+    if family == "gemma3":
+        config, family = _inside(config, where), "gemma3_text"
     if not isinstance(family, str) or family not in DEFAULTS:
-        raise UnknownName("model type", str(family), known, f"It is named in {where}.")
+        raise UnknownName("model type", str(family)[:60], known, f"It is named in {where}.")
     fields = Fields(config, DEFAULTS[family], where)
-    _refuse(fields)
-    if (dtype or "float32") not in DTYPES:
-        fields.fail("dtype", dtype, f"one of {', '.join(DTYPES)}")
-    model = _gemma(fields, _base(fields)) if family == "gemma3_text" else _llama(fields, _base(fields), family)
-    bias = family != "qwen2" and fields.flag("attention_bias")
-    return Config(family, dataclasses.replace(model, dtype=dtype or "float32"), bias)
+    _refuse(fields, family)
+    dtype = dtype or read_dtype(fields)
+    model = (
+        _gemma(fields, _base(fields, family))
+        if family == "gemma3_text"
+        else _llama(fields, _base(fields, family), family)
+    )
+    bias = family in _BIASED and fields.flag("attention_bias")
+    return Config(family, dataclasses.replace(model, dtype=dtype), bias)
 
 
-def _refuse(fields: Fields) -> None:
+def read_dtype(fields: Fields) -> str:
+    """The dtype that the file names, or float32. `dtype` counts before the older `torch_dtype`."""
+    found = next((d for key in ("dtype", "torch_dtype") if (d := fields.get(key)) is not None), "float32")
+    if found not in DTYPES:
+        fields.fail("dtype", found, f"one of {', '.join(DTYPES)}")
+    return found
+
+
+def _inside(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The language model in a multimodal Gemma 3, with what counts at the top of the file: dtype and tied heads."""
+    inner = config.get("text_config")
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, Mapping):
+        raise WeightsError(f"{where} has a text_config that is no object. Download it again.")
+    above = {key: config[key] for key in ("dtype", "torch_dtype", "quantization_config") if config.get(key)}
+    if "dtype" not in above and "torch_dtype" in above:
+        inner = {key: value for key, value in inner.items() if key != "dtype"}
+    return {**inner, **above, "tie_word_embeddings": config.get("tie_word_embeddings", True)}
+
+
+_OFF = {
+    "llama": {"mlp_bias": "paradec's MLP has no bias"},
+    "gemma3_text": dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), "paradec does not cap logits"),
+}
+_BIASED = ("llama", "qwen3", "gemma3_text")  # families in which attention_bias means something
+
+
+def _refuse(fields: Fields, family: str) -> None:
+    """Raise for what the family could be told to do and paradec cannot."""
     fields.refuse("quantization_config", "paradec reads unquantized safetensors; use the original weights or a GGUF")
-    fields.refuse("mlp_bias", "paradec's MLP has no bias")
-    fields.refuse("attn_logit_softcapping", "paradec does not cap logits")
-    fields.refuse("final_logit_softcapping", "paradec does not cap logits")
     fields.refuse("use_bidirectional_attention", "paradec loads causal models only")
+    fields.refuse("per_layer_config", "paradec's layers are alike")
+    for key, why in _OFF.get(family, {}).items():
+        fields.refuse(key, why)
 
 
-def _base(fields: Fields) -> Transformer:
+def _base(fields: Fields, family: str) -> Transformer:
     """What all families share."""
     heads, width, layers = (fields.count(k) for k in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
-    kv_heads, head_dim = fields.count("num_key_value_heads", heads), fields.count("head_dim", width // heads)
+    kv_heads = fields.count("num_key_value_heads", heads)
+    head_dim = fields.count("head_dim", None if "head_dim" in fields.defaults else width // heads)
     if heads % kv_heads:
         fields.fail("num_attention_heads", heads, f"a multiple of num_key_value_heads = {kv_heads}")
     if head_dim % 2:
         fields.fail("head_dim", head_dim, "even")
     if layers > 10_000:  # a damaged count must not become a long list
         fields.fail("num_hidden_layers", layers, "at most 10000")
-    act = fields.get("hidden_activation") or fields.get("hidden_act", "silu")
+    kinds = fields.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers or not {*map(str, kinds)} <= KINDS):
+        fields.fail("layer_types", kinds, f"a list of {layers} times {FULL!r} or {SLIDING!r}")
+    key = "hidden_activation" if family == "gemma3_text" else "hidden_act"
+    act = fields.get(key, "silu")
     if not isinstance(act, str) or act not in ACTIVATIONS:
-        fields.fail("hidden_act", act, f"one of {', '.join(ACTIVATIONS)}")
+        fields.fail(key, act, f"one of {', '.join(ACTIVATIONS)}")
     return Transformer(
         vocab_size=fields.count("vocab_size"),
         width=width,
@@ -178,7 +169,7 @@ def _base(fields: Fields) -> Transformer:
         head_dim=head_dim,
         mlp_width=fields.count("intermediate_size"),
         max_length=fields.count("max_position_embeddings"),
-        norm_eps=fields.number("rms_norm_eps"),
+        norm_eps=fields.number("rms_norm_eps", most=1.0),
         tied=fields.flag("tie_word_embeddings"),
         activation=ACTIVATIONS[act],
     )
@@ -186,7 +177,6 @@ def _base(fields: Fields) -> Transformer:
 
 def _llama(fields: Fields, base: Transformer, family: str) -> Transformer:
     """Llama, Mistral, Qwen2 and Qwen3."""
-    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     sliding: tuple[bool, ...] = ()
     window = 0
     if family == "mistral":
@@ -197,31 +187,31 @@ def _llama(fields: Fields, base: Transformer, family: str) -> Transformer:
     elif family in ("qwen2", "qwen3"):
         used = fields.flag("use_sliding_window") and fields.get("sliding_window") is not None
         first = fields.get("max_window_layers")
-        if not isinstance(first, int):
+        if isinstance(first, bool) or not isinstance(first, int):
             fields.fail("max_window_layers", first, "a whole number")
         window, sliding = _sliding(fields, base, first if used else base.num_layers, used)
+    rope = read_rope(fields, base.head_dim, base.max_length)
     return dataclasses.replace(
         base,
-        rope=_rope(fields, scaling, 10_000.0, base.max_length),
+        rope=rope,
+        max_length=rope.reach(base.max_length),
         window=window,
         sliding=sliding,
-        qkv_bias=family == "qwen2" or fields.flag("attention_bias"),
+        qkv_bias=family == "qwen2" or (family in _BIASED and fields.flag("attention_bias")),
         qk_norm=family == "qwen3",
     )
 
 
 def _gemma(fields: Fields, base: Transformer) -> Transformer:
     """Gemma 3: two kinds of layers, each with its own rotary settings."""
-    nested = fields.get("rope_parameters") or {FULL: fields.get("rope_scaling")}
-    if not isinstance(nested, Mapping) or not {*nested} <= {FULL, SLIDING}:
-        fields.fail("rope_parameters", nested, f"an object with the keys {FULL!r} and {SLIDING!r}")
-    ropes = [nested.get(kind) or {} for kind in (FULL, SLIDING)]
-    period = fields.count("sliding_window_pattern", fields.count("_sliding_window_pattern", 6))
+    period = fields.count("sliding_window_pattern", 6)
     window, sliding = _sliding(fields, base, None, fields.get("sliding_window") is not None, period)
+    rope, local_rope = read_ropes(fields, base.head_dim, base.max_length)
     return dataclasses.replace(
         base,
-        rope=_rope(fields, ropes[0], 1e6, base.max_length),
-        local_rope=_rope(fields, ropes[1], 1e4, base.max_length, "rope_local_base_freq"),
+        rope=rope,
+        local_rope=local_rope,
+        max_length=rope.reach(base.max_length),
         window=window,
         sliding=sliding,
         qkv_bias=fields.flag("attention_bias"),
@@ -229,7 +219,7 @@ def _gemma(fields: Fields, base: Transformer) -> Transformer:
         post_norms=True,
         unit_norm=True,
         embed_scale=base.width**0.5,
-        query_scale=fields.number("query_pre_attn_scalar") ** -0.5,
+        query_scale=fields.number("query_pre_attn_scalar", most=1e9) ** -0.5,
     )
 
 
@@ -241,8 +231,6 @@ def _sliding(
     if kinds is None:
         layers = range(base.num_layers)
         slides = tuple(i >= first if first is not None else bool((i + 1) % period) for i in layers)
-    elif not isinstance(kinds, list) or len(kinds) != base.num_layers or not {*map(str, kinds)} <= {FULL, SLIDING}:
-        fields.fail("layer_types", kinds, f"a list of {base.num_layers} times {FULL!r} or {SLIDING!r}")
     else:
         slides = tuple(kind == SLIDING for kind in kinds)
     if not any(slides):
@@ -250,43 +238,6 @@ def _sliding(
     if not used:
         fields.fail("sliding_window", fields.get("sliding_window"), "set, since some layers slide")
     return fields.count("sliding_window"), slides
-
-
-def _rope(fields: Fields, scaling: Any, theta: float, max_length: int, theta_key: str = "rope_theta") -> Rope:
-    """Rotary settings of one kind of layer."""
-    if not isinstance(scaling, Mapping):
-        fields.fail("rope_parameters", scaling, "an object")
-    s = Fields(scaling, {}, f"{fields.where}, rope settings,")
-    theta = s.number("rope_theta", fields.number(theta_key, theta))
-    kind = s.get("rope_type") or s.get("type") or "default"
-    if s.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1.0:
-        fields.fail("partial_rotary_factor", s.get("partial_rotary_factor"), "1: paradec rotates whole heads")
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, "linear", s.number("factor"))
-    inner = s.count("original_max_position_embeddings", max_length)
-    original = fields.count("original_max_position_embeddings", inner)  # at the top level it wins, as in transformers
-    if kind == "llama3":
-        low, high = s.number("low_freq_factor"), s.number("high_freq_factor")
-        if low >= high:
-            s.fail("low_freq_factor", low, f"below high_freq_factor = {high}")
-        return Rope(theta, "llama3", s.number("factor"), original, low_freq_factor=low, high_freq_factor=high)
-    if kind == "yarn":
-        return _yarn(s, theta, original, max_length)
-    raise UnknownName("rotary scaling", str(kind), ["default", "linear", "llama3", "yarn"], f"See {fields.where}.")
-
-
-def _yarn(s: Fields, theta: float, original: int, max_length: int) -> Rope:
-    factor = s.number("factor", max_length / original)
-    attention = None if s.get("attention_factor") is None else s.number("attention_factor")
-    if attention is None and s.get("mscale") and s.get("mscale_all_dim"):
-        above, below = (0.1 * s.number(key) * math.log(max(factor, 1.0)) + 1 for key in ("mscale", "mscale_all_dim"))
-        attention = above / below
-    return Rope(
-        theta, "yarn", factor, original, attention_factor=attention, truncate=s.get("truncate") in (None, True),
-        beta_fast=s.number("beta_fast", 32.0), beta_slow=s.number("beta_slow", 1.0),
-    )  # fmt: skip
 
 
 def write_config(model: Transformer) -> dict[str, Any]:
@@ -300,7 +251,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
         "model_type": family,
         "architectures": [_ARCHITECTURES[family]],
         "rope_theta": model.rope.theta,
-        "rope_scaling": _write_rope(model.rope),
+        "rope_scaling": write_rope(model.rope),
         "sliding_window": model.window or None,
         "attention_bias": model.qkv_bias and family != "qwen2",
     }
@@ -350,31 +301,16 @@ def _family(model: Transformer) -> str:
     return "mistral" if model.window else "llama"
 
 
-def _write_rope(rope: Rope) -> dict[str, Any] | None:
-    """The `rope_scaling` object, null for the plain kind."""
-    keys = {
-        "linear": {"factor": rope.factor},
-        "llama3": {
-            "factor": rope.factor, "low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_length,
-        },
-        "yarn": {
-            "factor": rope.factor, "original_max_position_embeddings": rope.original_length, "truncate": rope.truncate,
-            "attention_factor": rope.attention_factor, "beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow,
-        },
-    }.get(rope.kind)  # fmt: skip
-    return keys and {"rope_type": rope.kind, **{k: v for k, v in keys.items() if v is not None}}
-
-
 def _whole(value: float) -> int | float:
     return round(value) if math.isclose(value, round(value)) else value
 
 
 def _same(found: Transformer, wanted: Transformer) -> bool:
-    """Whether both compute the same, up to ways of writing it (all layers slide; a default scale)."""
+    """Whether both compute the same, up to ways of writing it (all layers slide; a default scale; a shorter YaRN)."""
 
     def plain(model: Transformer) -> Transformer:
-        slides = tuple(map(bool, model.slides()))
-        return dataclasses.replace(model, sliding=slides, query_scale=None, local_rope=model.local_rope or model.rope)
+        slides, reach = tuple(map(bool, model.slides())), model.rope.reach(model.max_length)
+        local = model.local_rope or model.rope
+        return dataclasses.replace(model, sliding=slides, query_scale=None, local_rope=local, max_length=reach)
 
     return plain(found) == plain(wanted) and math.isclose(found.scale, wanted.scale)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from paradec.errors import WeightsError
 from paradec.io import names, tensor_file, text_file
 from paradec.io.names import Entry, Tensor
+from paradec.io.regular_file import read_json
 from paradec.models.heads import HeadWeights, MedusaHeads
 from paradec.models.ranked_tree import Path as TreePath
 from paradec.models.ranked_tree import ranked
@@ -127,25 +129,22 @@ def _short_list(path: Path, tensor: Tensor) -> np.ndarray:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not readable JSON: {error}. Export the heads again.") from error
-    if not isinstance(facts, dict):
-        raise WeightsError(f"{path} should hold one JSON object. Export the heads again.")
-    return facts
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
 
 
 def _tree(path: Path, stored: Any, heads: MedusaHeads) -> tuple[TreePath, ...] | None:
     if stored is None:
         return None
     try:
-        tree = tuple(tuple(int(rank) for rank in node) for node in stored)
+        tree = tuple(tuple(operator.index(rank) for rank in node) for node in stored)
+        if any(rank < 0 for node in tree for rank in node):
+            raise ValueError("a rank is below 0.")
         ranked(tree)
         deepest = max(len(node) for node in tree)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{path} holds no usable tree: {error} Export the heads again.") from error
     if deepest > heads.num_heads:
         raise WeightsError(f"{path} holds a tree {deepest} deep, but there are {heads.num_heads} heads.")

@@ -16,7 +16,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-LONGEST = 1 << 28  # bytes of JSON: the greatest tokenizers have a tenth of it
 
 
 def check_regular(path: Path) -> None:

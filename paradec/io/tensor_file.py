@@ -10,8 +10,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from paradec.errors import ResourceError, WeightsError
+from paradec.errors import WeightsError
 from paradec.io.names import Tensor
+from paradec.io.regular_file import check_regular
+from paradec.io.whole_file import cannot_write, whole
 
 STORED = ("F64", "F32", "F16", "BF16")
 
@@ -38,6 +40,7 @@ def table(path: Path, extra: tuple[str, ...] = ()) -> dict[str, Tensor]:
 
 def _with_file(path: Path, use: Callable[[Any], Any]) -> Any:
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             return use(file)
     except FileNotFoundError:
@@ -47,11 +50,9 @@ def _with_file(path: Path, use: Callable[[Any], Any]) -> Any:
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write the file in one step: the name appears, or is replaced, when its content is complete."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(dict(tensors), partial, metadata={"format": "pt"} | dict(metadata or {}))
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise ResourceError(f"Cannot write {path}: {error}. Is the disk full?") from error
+    """Write the file in one step: the name appears, or is replaced, when its content is complete (see `whole`)."""
+    with whole(path) as half:
+        try:
+            save_file(dict(tensors), half, metadata={"format": "pt"} | dict(metadata or {}))
+        except SafetensorError as error:  # of its writing, since the tensors are ours
+            raise cannot_write(path, error) from error

@@ -10,7 +10,8 @@ from paradec.io.whole_file import whole
 def write(path: Path, text: str) -> None:
     """Write the file in one step: the name appears, or is replaced, when its content is complete.
 
-    Raises `ResourceError` where that cannot be; what was there before stays.
+    Links, devices and pipes stay what they are (see `replacing`). Raises `ResourceError` where it cannot be written;
+    what was there before stays.
     """
     with whole(path) as half:
         half.write_text(text, encoding="utf-8")

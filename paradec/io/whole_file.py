@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from paradec.errors import InputError, ResourceError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Another name to write to: `path` appears, or is replaced, when the block ends without an error.
+    """A file to write for `path`, which takes its place when the block is left, unless by an exception.
 
-    A link keeps pointing where it does, and what is no regular file (a pipe, a device) is written to as it stands.
-    Raises `ResourceError` where that cannot be; what was there before stays.
+    A link stays a link, and what it leads to is replaced. A device or a pipe stays what it is, and gets the content.
+    Raises `ResourceError` where that cannot be; what was there before stays then.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file() and not target.is_dir():
-        half = target
-    else:
-        half = target.with_name(f"{target.name[:50]}.{os.getpid()}.partial{target.suffix[:10]}")
+    place = _place(path)
+    folder, name = (Path(tempfile.gettempdir()), path.name) if place is None else (place.parent, place.name)
+    half = folder / f"{name[:50]}.{os.getpid()}.partial{path.suffix[:10]}"
     try:
         yield half
-        if half is not target:
-            half.replace(target)
+        if place is None:
+            with half.open("rb") as content, path.open("ab") as out:
+                shutil.copyfileobj(content, out)
+        else:
+            half.replace(place)
     except OSError as error:
-        raise ResourceError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise cannot_write(path, error) from error
     finally:
-        if half is not target:
+        with contextlib.suppress(OSError):
             half.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: Exception) -> ResourceError:
+    """What to raise for an error of writing, with what to do about a full disk."""
+    if getattr(error, "errno", None) in FULL or "No space left" in str(error):
+        return ResourceError(f"Cannot write {path}: the disk is full. Make room there, or name another disk's folder.")
+    return ResourceError(f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.")
+
+
+def _place(path: Path) -> Path | None:
+    """The regular file that a path is or leads to, also one that is not there yet; None for anything else.
+
+    A process' own stdout is written to and never replaced, whatever it was redirected to.
+    """
+    if str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
+        return None
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # nothing there, or no way to it, which writing will say
+        regular = True
+    return Path(os.path.realpath(path)) if regular else None
 
 
 def check(path: Path, suffixes: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ import jax
 
 from paradec.errors import InputError, ResourceError
 from paradec.io import text_file
+from paradec.io.whole_file import cannot_write
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Writers beside the file, and the package that each needs."""
@@ -69,7 +70,7 @@ class Lines:
             kept = keep_until(path, first)
             self.file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
-            raise ResourceError(f"Cannot write {path}: {error}.") from error
+            raise cannot_write(path, error) from error
         known = [line["config"] for line in kept if "config" in line]
         if known[-1:] != [config]:
             self.line({"step": first, "config": dict(config)})
@@ -78,7 +79,7 @@ class Lines:
         try:
             self.file.write(json.dumps(values) + "\n")
         except OSError as error:
-            raise ResourceError(f"Cannot write {self.path}: {error}. Is the disk full?") from error
+            raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
         self.file.close()
@@ -142,14 +143,15 @@ def flat(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, floa
 
 
 def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines of a metrics file after `step`, and what a kill left half-written. Returns those that stay."""
-    if not path.exists():
+    """Drop the lines of a metrics file after `step`, and what a kill left half-written. Returns those that stay.
+
+    A pipe or a device has none.
+    """
+    if not path.is_file():
         return []
-    read = ((line, _parsed(line)) for line in path.read_text(encoding="utf-8").splitlines())
+    read = ((line, _parsed(line)) for line in path.read_text("utf-8", "replace").splitlines())
     kept = [(line, values) for line, values in read if values is not None and values["step"] <= step]
-    half = path.with_suffix(".partial")
-    half.write_text("".join(line + "\n" for line, _ in kept), encoding="utf-8")
-    half.replace(path)
+    text_file.write(path, "".join(line + "\n" for line, _ in kept))
     return [values for _, values in kept]
 
 

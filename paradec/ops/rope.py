@@ -30,6 +30,14 @@ class Rope:
     truncate: bool = True  # yarn: round the ramp's ends to whole dimensions
     fraction: float = 1.0  # of a head's dimensions: these, from the first on, turn, and the others stay (LLaDA2: half)
 
+    def reach(self, declared: int) -> int:
+        """How many positions a model reads that declares so many: YaRN's are `factor` times those of before, if more.
+
+        Files that had YaRN added to them keep the length that the model was trained with.
+        """
+        longer = self.kind == "yarn" and self.factor * self.original_length > declared
+        return min(int(self.factor * self.original_length), 2**31 - 1) if longer else declared
+
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
         """Angular frequencies (radians per position, one for two turning dimensions) and the factor on cos and sin."""
         head_dim = int(head_dim * self.fraction)
@@ -66,7 +74,7 @@ class Rope:
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
-        ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0, 1)
+        ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low or 1e-3), 0, 1)
         return inv / self.factor * ramp + inv * (1 - ramp)
 
 

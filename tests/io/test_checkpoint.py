@@ -213,7 +213,7 @@ def test_the_digest_sees_every_bit_and_every_exchange(dtype):
     assert not np.array_equal(digests(jnp.asarray(y)), digests(jnp.asarray(swapped)))
 
 
-def test_a_full_disk_says_so_and_leaves_the_last_step_whole(tmp_path):
+def test_a_full_disk_says_so_and_leaves_the_last_step_whole(tmp_path, caplog):
     place = tmp_path / "small"
     place.mkdir()
     mounted = os.name == "posix" and shutil.which("mount") and os.geteuid() == 0
@@ -228,6 +228,7 @@ def test_a_full_disk_says_so_and_leaves_the_last_step_whole(tmp_path):
             for step in range(2, 8):
                 kept.save(step, big(step), step, CONFIG)
             kept.wait()
+        assert "No space left" not in caplog.text, "our sentence, and no tracebacks of a library before it"
         found = restored(place / "run", abstract(big(0)))
         assert found.step >= 1 and raw(found.state) == raw(big(found.step))
     finally:

@@ -40,6 +40,10 @@ def test_defaults_of_a_bare_llama() -> None:
     assert model.rope == Rope()
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+PLAIN = {"rope_type": "default", "rope_theta": 5e5}
+
+
 @pytest.mark.parametrize(
     ("settings", "rope"),
     [
@@ -69,8 +73,17 @@ def test_defaults_of_a_bare_llama() -> None:
             Rope(1e4, "yarn", 4.0, 128, beta_fast=16.0),
         ),
         ({"rope_scaling": None}, Rope()),
+        # Stated twice: what transformers obeys (tests/oracle has them all).
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": YARN}, Rope(1e4, "yarn", 4.0, 64)),
+        ({"rope_parameters": PLAIN, "rope_scaling": YARN | {"rope_theta": 9.0}}, Rope(9.0, "yarn", 4.0, 64)),
+        ({"rope_parameters": PLAIN, "rope_scaling": YARN, "rope_theta": 5e5}, Rope(5e5, "yarn", 4.0, 64)),
+        ({"rope_parameters": PLAIN, "rope_scaling": {}, "rope_theta": 9.0}, Rope(5e5)),
+        ({"rope_scaling": {"rope_type": "default", "type": "linear", "factor": 4}}, Rope()),
     ],
-    ids=["old", "new", "old-linear", "new-linear", "llama3", "yarn", "yarn-defaults", "null"],
+    ids=[
+        "old", "new", "old-linear", "new-linear", "llama3", "yarn", "yarn-defaults", "null",
+        *(f"twice-{i}" for i in range(5)),
+    ],
 )  # fmt: skip
 def test_rotary_settings(settings: dict[str, Any], rope: Rope) -> None:
     assert config(**settings).rope == rope
@@ -94,6 +107,52 @@ def test_gemma_old_and_new_style_agree() -> None:
     assert (old.rope, old.local_rope) == (Rope(1e6, "linear", 8.0), Rope(1e4))
     assert old.unit_norm and old.post_norms and old.qk_norm and old.tied
     assert old.scale == 256**-0.5 and old.embed_scale == 32**0.5
+
+
+def test_lost_theta() -> None:
+    """transformers drops the theta of settings that others replace; so does paradec, and says so."""
+    with pytest.warns(UserWarning, match=r"rope_theta = 500000.0 in rope_parameters.*10000 is used"):
+        assert config(rope_parameters=PLAIN, rope_scaling=YARN).rope == Rope(1e4, "yarn", 4.0, 64)
+    with pytest.warns(UserWarning, match="Write rope_type"):
+        assert config("gemma3_text", rope_scaling={"type": "linear", "factor": 8.0}).rope == Rope(1e6)
+
+
+def test_yarn_reads_further() -> None:
+    """YaRN of factor 4 over 64 positions reads 256, whatever was left as the length; and survives being written."""
+    for length, rope, reads in ((64, YARN, 256), (256, YARN, 256), (512, YARN, 512), (64, PLAIN, 64)):
+        model = config(max_position_embeddings=length, rope_scaling=rope)
+        assert model.max_length == reads
+        assert read_config(write_config(model)).model == model
+    assert config(max_position_embeddings=64, rope_scaling={"type": "yarn", "factor": 4.0}).max_length == 256
+    assert config(max_position_embeddings=2**30, rope_scaling={"type": "yarn", "factor": 4.0}).max_length == 2**31 - 1
+    gemma = config("gemma3_text", max_position_embeddings=64, rope_parameters={"full_attention": YARN})
+    assert gemma.max_length == 256
+
+
+def test_language_model_inside() -> None:
+    """Whether heads are tied, and how weights are stored, is said outside of the language model; the rest inside."""
+    inside = {"tie_word_embeddings": False, "hidden_size": 512, "dtype": "float16"}
+    found = read_config({"model_type": "gemma3", "text_config": inside, "hidden_size": 8}).model
+    assert (found.width, found.tied, found.dtype) == (512, True, "float16")
+    outside = {"tie_word_embeddings": False, "torch_dtype": "bfloat16"}
+    found = read_config({"model_type": "gemma3", "text_config": inside | {"tie_word_embeddings": True}} | outside).model
+    assert (found.tied, found.dtype) == (False, "bfloat16")
+    assert read_config({"model_type": "gemma3"}).model == read_config({"model_type": "gemma3_text"}).model
+    with pytest.raises(WeightsError, match="text_config that is no object"):
+        read_config({"model_type": "gemma3", "text_config": [1]})
+    with pytest.raises(WeightsError, match="quantization_config"):
+        read_config({"model_type": "gemma3", "text_config": {}, "quantization_config": {"bits": 4}})
+
+
+def test_what_a_family_does_not_read() -> None:
+    """A key that transformers passes over in a family means nothing there."""
+    assert config("llama", hidden_activation="gelu_pytorch_tanh").activation == "silu"
+    assert config("gemma3_text", hidden_act="silu").activation == "gelu_tanh"
+    assert not config("mistral", attention_bias=True).qkv_bias
+    assert config("qwen3", mlp_bias=True, final_logit_softcapping=1.0) == config("qwen3")
+    assert config("gemma3_text", _sliding_window_pattern=1) == config("gemma3_text")
+    nested = {"full_attention": YARN, "sliding_attention": None}
+    assert config("gemma3_text", rope_parameters=nested, original_max_position_embeddings=32).rope.original_length == 64
 
 
 def test_windows() -> None:
@@ -148,6 +207,24 @@ def test_unknown_model_type_lists_known_ones() -> None:
         ("llama", {"rope_theta": 10**400}, "rope_theta"),
         ("mistral", {"sliding_window": 2**31}, "sliding_window"),
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": 1e300}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": 2}, "rms_norm_eps"),
+        ("llama", {"rope_theta": 1e300}, "rope_theta"),
+        ("llama", {"rope_theta": 1e-300}, "rope_theta"),
+        ("llama", {"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "finite"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 1e30}}, "factor"),
+        ("llama", {"rope_scaling": {"type": "yarn"}}, "factor"),
+        ("llama", {"rope_scaling": {"type": ["x" * 1000]}}, "xxx"),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, "rope_parameters"),
+        ("llama", {"layer_types": ["full_attention"] * 9}, "layer_types"),
+        ("llama", {"per_layer_config": {"0": {"hidden_size": 8}}}, "per_layer_config"),
+        ("llama", {"dtype": 0}, "dtype"),
+        ("llama", {"dtype": ["float32"]}, "dtype"),
+        ("qwen2", {"max_window_layers": True}, "max_window_layers"),
+        ("qwen3", {"head_dim": None}, "head_dim"),
+        ("gemma3_text", {"hidden_activation": None}, "hidden_activation"),
+        ("gemma3_text", {"rope_scaling": {"full_attention": {}}}, "rope_scaling"),
+        ("gemma3_text", {"rope_parameters": {"sliding_attention": {}}, "rope_scaling": YARN}, "full_attention"),
         ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ("llama", {"torch_dtype": "float8_e4m3fn"}, "dtype"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
