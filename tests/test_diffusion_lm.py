@@ -133,3 +133,13 @@ def test_a_composed_method_is_a_method(causal):
     programs = len(lm.decoders)
     lm.generate("Hello", method=compose(lm.model, "threshold+freedave", {"tau": 0.9}, block=6, words=259), **ask)
     assert len(lm.decoders) == programs  # another threshold is a value
+
+
+def test_what_a_stream_has_shown_stays_where_a_rule_takes_tokens_back(causal):
+    lm = denoiser(causal)
+    options = {"block": 12, "tau": 0.0, "bar": 0.9}
+    ask = dict(method="wino", method_args=options, max_new_tokens=24, ignore_eos=True)
+    steps = list(lm.stream("Hello", **ask))
+    for before, after in itertools.pairwise(steps):
+        assert after.token_ids[: before.new_tokens] == before.token_ids and after.text.startswith(before.text)
+    assert 0 < steps[-2].new_tokens < 24 and steps[-1].token_ids == lm.generate("Hello", **ask)[0].token_ids

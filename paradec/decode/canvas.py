@@ -238,19 +238,24 @@ class Canvas:
         return jnp.where(jnp.isin(token, self.eos), -jnp.inf, logits) if self.ends == "never" else logits
 
     def advance(self, state: DecodeState) -> DecodeState:
-        """Close blocks without open positions, measure the settled text, and end rows at end-of-text or limit."""
+        """Close blocks without open positions, measure the settled text, and end rows at end-of-text or limit.
+
+        Where a rule may take tokens back, those of an open block are not settled yet.
+        """
         front, slots = state.carry, state.tokens.shape[1]
         slot = lax.iota(jnp.int32, slots)[None]
         open_ = (state.committed_at == OPEN) & (slot < state.limit[:, None])
         first_open = jnp.where(open_.any(-1), jnp.argmax(open_, axis=-1), state.limit).astype(jnp.int32)
-        closed = first_open >= front.hi
+        closed, revocable = first_open >= front.hi, jnp.asarray(fact(self.select, "revocable"))
+        lo = jnp.where(closed, front.hi, front.lo)
         ended = jnp.isin(state.tokens, self.eos) & (slot >= state.prompt[:, None]) & (slot < first_open[:, None])
-        has_end = ended.any(-1) & (closed | ~jnp.asarray(fact(self.select, "revocable")))
-        length = jnp.where(has_end, jnp.argmax(ended, axis=-1).astype(jnp.int32) + 1, first_open)
+        has_end = ended.any(-1) & (closed | ~revocable)
+        settled = jnp.where(revocable & (first_open < state.limit), lo, first_open)
+        length = jnp.where(has_end, jnp.argmax(ended, axis=-1).astype(jnp.int32) + 1, settled)
         return state.replace(
             length=length,
             done=has_end | (first_open >= state.limit),
-            carry=front.replace(lo=jnp.where(closed, front.hi, front.lo), fresh=closed),
+            carry=front.replace(lo=lo, fresh=closed),
         )
 
 
