@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from paradec.errors import InputError, ResourceError, UnknownName
 
@@ -168,6 +171,79 @@ def constrain(x: Any, axes: Sequence[str | None]) -> Any:
     """
     placement = current()
     return x if placement is None else jax.lax.with_sharding_constraint(x, placement.sharding(axes, x.shape))
+
+
+def held(rows: int) -> np.ndarray:
+    """Which rows of a batch of `rows` this process' devices hold on the mesh in use, ascending; outside one, all.
+
+    These are what a process has to read. Processes that share a data row of the mesh hold, and read, the same rows.
+    Raises `InputError` where the data rows of the mesh do not divide the batch, or none is on this process.
+    """
+    place, here = current(), jax.process_index()
+    if place is None:
+        return np.arange(rows)
+    found = _holders(place, rows)
+    if here not in found:
+        raise InputError(
+            f"Process {here} has no device in the mesh of {place.mesh.size}: make it of all {jax.device_count()} "
+            "devices, or start fewer processes."
+        )
+    return found[here]
+
+
+def lane(rows: int) -> tuple[int, int, np.ndarray]:
+    """This process' lane, its number, of how many, and its rows: `held`, and those of processes that share any of them.
+
+    A stream that cannot be cut into rows before it is read (packed text) is read whole by each process of a lane.
+    """
+    mine, place = held(rows), current()
+    lanes: list[set[int]] = []
+    for some in [mine] if place is None else _holders(place, rows).values():
+        touched = [other for other in lanes if not other.isdisjoint(some.tolist())]
+        lanes = [other for other in lanes if other not in touched] + [set(some.tolist()).union(*touched)]
+    lanes.sort(key=min)
+    number = next(n for n, some in enumerate(lanes) if mine[0] in some)
+    return number, len(lanes), np.asarray(sorted(lanes[number]))
+
+
+def whole(batch: PyTree) -> PyTree:
+    """The batch of which this process has read its rows (`held`), as arrays that lie as the mesh in use says."""
+    place = current()
+    if place is None:
+        return jax.device_put(batch)
+    sharding, parts = batch_sharding(place.mesh, place.rules), _parts(place)
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, sharding)
+    here = len(held(parts))
+
+    def one(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        rows = len(x) * parts // here
+        place_of = {row: n for n, row in enumerate(held(rows).tolist())}
+        cut = lambda index: x[(first := place_of[index[0].indices(rows)[0]]) : first + rows // parts]
+        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, cut)
+
+    return jax.tree.map(one, batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _holders(place: Placement, rows: int) -> dict[int, np.ndarray]:
+    """The rows that each process holds."""
+    if rows % _parts(place):
+        raise InputError(f"A batch of {rows} rows does not split over the {_parts(place)} data rows of the mesh.")
+    found: dict[int, set[int]] = {}
+    for device, index in batch_sharding(place.mesh, place.rules).devices_indices_map((rows,)).items():
+        found.setdefault(_process(device), set()).update(range(*index[0].indices(rows)))
+    return {process: np.asarray(sorted(some)) for process, some in found.items()}
+
+
+def _parts(place: Placement) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(place.mesh.shape[name] for name in batch_axes(place.rules))
+
+
+def _process(device: Any) -> int:
+    return device.process_index
 
 
 def start(

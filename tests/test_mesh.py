@@ -135,18 +135,67 @@ def test_start_too_late_says_so():
         meshes.start("localhost:1", 2, 0)
 
 
+def as_process(monkeypatch, index, devices):
+    """As if each process had so many of the devices, in their order."""
+    monkeypatch.setattr(meshes, "_process", lambda device: device.id // devices)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    meshes._holders.cache_clear()
+
+
+@pytest.fixture
+def clean_holders():
+    meshes._holders.cache_clear()
+    yield
+    meshes._holders.cache_clear()
+
+
+@pytest.mark.usefixtures("clean_holders")
+@pytest.mark.parametrize(
+    ("shape", "devices", "rows", "lanes"),
+    [
+        ((8, 1), 2, [[0, 1], [2, 3], [4, 5], [6, 7]], 4),
+        ((4, 2), 2, [[0, 1], [2, 3], [4, 5], [6, 7]], 4),
+        ((2, 4), 2, [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2, 2),  # a data row on two processes
+        ((1, 8), 2, [[*range(8)]] * 4, 1),
+        ((2, 3), 2, [[0, 1, 2, 3], [*range(8)], [4, 5, 6, 7]], 1),  # the second has a part of both
+        ((8, 1), 8, [[*range(8)]], 1),
+    ],
+)
+def test_rows_belong_to_data_rows(monkeypatch, shape, devices, rows, lanes):
+    with use(make_mesh(*shape)):
+        for index, mine in enumerate(rows):
+            as_process(monkeypatch, index, devices)
+            assert meshes.held(8).tolist() == mine
+            number, of, together = meshes.lane(8)
+            assert of == lanes and set(mine) <= set(together.tolist())
+            assert len(together) == 8 // lanes and number == together[0] * lanes // 8
+
+
+@pytest.mark.usefixtures("clean_holders")
+def test_rows_that_cannot_be_dealt_out(monkeypatch):
+    assert meshes.held(3).tolist() == [0, 1, 2] and meshes.lane(3)[:2] == (0, 1)  # no mesh: all of them
+    with use(make_mesh(4, 2)):
+        with pytest.raises(InputError, match="6 rows does not split over the 4 data rows"):
+            meshes.held(6)
+    with use(make_mesh(2, 1)):
+        as_process(monkeypatch, 1, 4)
+        with pytest.raises(InputError, match="Process 1 has no device in the mesh of 2"):
+            meshes.held(4)
+
+
 WORKER = """
 import sys, numpy as np
 from paradec import mesh
 mesh.start(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 mesh.start()  # a second call is harmless
 import jax, jax.numpy as jnp
-m = mesh.make_mesh(-1)
-rows = np.arange(2.0, dtype=np.float32) + 2 * jax.process_index()
-x = jax.make_array_from_process_local_data(mesh.batch_sharding(m), rows)
-with mesh.use(m):
-    total = jax.jit(jnp.sum)(x)
-print("total", jax.process_count(), x.shape, float(total))
+batch = np.arange(4.0, dtype=np.float32)
+for shape in ((2, 1), (1, 2)):
+    with mesh.use(mesh.make_mesh(*shape)):
+        mine = mesh.held(4)
+        x = mesh.whole(batch[mine])
+        total = jax.jit(lambda x: jnp.sum(x * jnp.arange(4.0)))(x)
+    print("total", jax.process_count(), x.shape, float(total), len(mine))
 """
 
 
@@ -161,7 +210,7 @@ def test_start_joins_two_processes():
     try:
         for process in both:
             printed, _ = process.communicate(timeout=90)
-            assert "total 2 (4,) 6.0" in printed, printed
+            assert "total 2 (4,) 14.0 2" in printed and "total 2 (4,) 14.0 4" in printed, printed
     finally:
         for process in both:
             process.kill()

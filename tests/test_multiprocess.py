@@ -1,4 +1,8 @@
-"""Two processes, each with half of the devices, do what one does: decode, and record. The file is also the program."""
+"""Two and four processes do what one does: train, decode, and record. The file is also the program.
+
+Whatever the processes, there are four devices; a mesh with a model axis then has data rows that lie on several
+processes, which must read the same rows.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,61 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import paradec
 from paradec import mesh, params
+from paradec.data import chain
+from paradec.data.synthetic import Markov
 from paradec.decode import loop, sampling
 from paradec.decode.drafters.ar import NoDraft
 from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.speculative import speculative
+from paradec.learn import loop as training
 from paradec.learn import traces
+from paradec.learn.loop import Run
+from paradec.learn.objectives.masked import Masked, Noise
+from paradec.learn.objectives.next_token import NextToken
+from paradec.learn.step import Plan
+from paradec.models.block_diffusion import BlockDiffusion
 from paradec.testing import ragged_prompts, tiny_transformer
 from tests.fixtures import write_tiny_model
 
 PROMPTS = ["abc abc abc", "Hello, world", "x", "The list: one two one two", "zyx"]
 DRAFTERS = {"ar": NoDraft(), "prompt_lookup": PromptLookup(num_draft=3, min_ngram=1)}
+RULES = {"replicated": mesh.REPLICATED, "tensor": mesh.TENSOR, "fsdp": mesh.FSDP}
+TOLD = ("loss", "weight", "accuracy", "gradient_norm")
+
+
+class Ragged(Markov):
+    """Rows of different lengths, to be packed."""
+
+    def __getitem__(self, index):
+        return {name: x[: 4 + index % 9] for name, x in super().__getitem__(index).items()}
+
+
+def trained(folder: Path, data: int, model: int, rules: str, pack: int = 0, steps: int = 3) -> dict[str, list]:
+    """What a short run on a mesh says, and sums over the weights it ends with."""
+    structure, _ = tiny_transformer(vocab_size=17)
+    objective = NextToken(structure) if pack else Masked(BlockDiffusion(structure, mask_id=16), Noise())
+    plan, key = Plan(steps=steps, warmup=1, learning_rate=3e-3), jax.random.key(1)
+    grid = mesh.make_mesh(data, model)
+    with mesh.use(grid, RULES[rules]):
+        new = params.init(structure.specs(), jax.random.key(0), params.shardings(structure.specs(), grid, RULES[rules]))
+        trainable, frozen = params.partition(new, lambda name: True)
+        held = chain.HeldOut(Markov(16, 13, 10, seed=2), 4)  # the last batch is not full
+        rows = chain.batches((Ragged if pack else Markov)(16, 13, 64), 8, pack=pack, threads=2)
+        state = training.fit(
+            Run(out=folder, save_every=2), plan, objective, trainable, frozen, rows, key=key, config={"pack": pack},
+            evaluate=training.evaluator(plan, objective, frozen, held),
+        )  # fmt: skip
+        sums = [float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(state.trainable)]
+    mesh.wait(f"trained {folder.name}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
+    said = [line.get("evaluation", line) for line in lines]
+    return {"said": [[line[name] for name in TOLD if name in line] for line in said], "weights": sums}
 
 
 def decode(drafter, model, weights):
@@ -36,8 +80,20 @@ def decode(drafter, model, weights):
     return {"tokens": last.tokens.tolist(), "calls": last.calls.tolist()}
 
 
+def decoded(name: str, data: int, model: int) -> dict[str, list]:
+    """A decode on a mesh."""
+    structure, _ = tiny_transformer(vocab_size=96)
+    grid = mesh.make_mesh(data, model)
+    weights = params.init(structure.specs(), jax.random.key(0), params.shardings(structure.specs(), grid))
+    with mesh.use(grid):
+        return decode(DRAFTERS[name], structure, {"target": weights})
+
+
 def recorded(folder: Path) -> dict[str, list]:
     """A recording of a tiny model's own text, and its hidden states, in shards of two prompts."""
+    if jax.process_index() == 0 and not (folder / "tiny").exists():
+        write_tiny_model(folder / "tiny")
+    mesh.wait("written")
     lm = paradec.load(str(folder / "tiny"))
     traces.record(lm, PROMPTS, folder / "text", max_new_tokens=9, batch_size=2, shard=2)
     rows = traces.hidden_states(lm, folder / "text", length=64, ahead=2, batch=2)
@@ -47,49 +103,85 @@ def recorded(folder: Path) -> dict[str, list]:
     }
 
 
-def main(port: str, rank: str, folder: str) -> None:
-    """One of the two processes: print every method's result as JSON."""
-    mesh.start(f"127.0.0.1:{port}", 2, int(rank))
+def found(folder: Path, jobs: list[list]) -> list:
+    """The results of some jobs, each a function of this file and its arguments."""
+    return [
+        {"trained": lambda *a, n=n: trained(folder / str(n), *a), "decoded": decoded,
+         "recorded": lambda folder=folder: recorded(folder)}[name](*arguments)
+        for n, (name, *arguments) in enumerate(jobs)
+    ]  # fmt: skip
+
+
+def main(port: str, rank: str, count: str, folder: str, jobs: str) -> None:
+    """One of the processes: print the result of every job as JSON."""
+    mesh.start(f"127.0.0.1:{port}", int(count), int(rank))
     jax.config.update("jax_default_matmul_precision", "highest")
-    assert jax.device_count() == 4 and jax.local_device_count() == 2
-    model, _ = tiny_transformer(vocab_size=96)
-    grid = mesh.make_mesh(2, 2)
-    weights = params.init(model.specs(), jax.random.key(0), params.shardings(model.specs(), grid))
-    with mesh.use(grid):
-        results = {name: decode(drafter, model, {"target": weights}) for name, drafter in DRAFTERS.items()}
-    print(json.dumps(results | {"recorded": recorded(Path(folder))}))
+    assert jax.device_count() == 4 and jax.process_count() == int(count)
+    print(json.dumps(found(Path(folder), json.loads(jobs))))
+
+
+def together(folder: Path, count: int, jobs: list[list]) -> list:
+    """What `count` processes find, which is the same in each."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    flags = f"--xla_force_host_platform_device_count={4 // count}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = lambda rank: [sys.executable, __file__, port, str(rank), str(count), str(folder), json.dumps(jobs)]
+    every = [subprocess.Popen(command(i), env=env, stdout=-1, stderr=-1, text=True) for i in range(count)]
+    try:
+        printed = [process.communicate(timeout=900) for process in every]
+    finally:
+        for process in every:
+            process.kill()
+    for process, (_, said) in zip(every, printed, strict=True):
+        assert process.returncode == 0, said[-4000:]
+    first, *others = (json.loads(out.strip().splitlines()[-1]) for out, _ in printed)
+    assert all(first == other for other in others)
+    return first
+
+
+def close(many: dict[str, list], one: dict[str, list]) -> None:
+    assert len(many["said"]) == len(one["said"])
+    for a, b in zip(many["said"], one["said"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(many["weights"], one["weights"], rtol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_do_what_one_does(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    for name in ("two", "one"):
-        write_tiny_model(tmp_path / name / "tiny")
-    command = lambda rank: [sys.executable, __file__, port, rank, str(tmp_path / "two")]
-    both = [subprocess.Popen(command(i), env=env, stdout=-1, stderr=-1, text=True) for i in "01"]
-    try:
-        printed = [process.communicate(timeout=300) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], printed
-    first, second = (json.loads(out.strip().splitlines()[-1]) for out, _ in printed)
-    assert first == second
+def test_two_processes_that_share_a_data_row_train_what_one_does(tmp_path):
+    """The mesh's only data row lies on both; packed rows too are the same in both."""
+    jobs = [["trained", 1, 4, "tensor"], ["trained", 1, 4, "fsdp", 13], ["trained", 2, 2, "fsdp"]]
+    both, alone = together(tmp_path / "two", 2, jobs), found(tmp_path / "one", jobs)
+    for many, one in zip(both, alone, strict=True):
+        close(many, one)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_four_processes_do_what_one_does(tmp_path):
+    """Each has one device: every data row of 2 × 2 lies on two of them, in 4 × 1 each has its own."""
+    jobs = [["trained", *shape] for shape in ((4, 1, "fsdp"), (2, 2, "fsdp"), (2, 2, "replicated"), (1, 4, "tensor"))]
+    jobs += [["decoded", "prompt_lookup", *shape] for shape in ((2, 2), (1, 4))]
+    four, alone = together(tmp_path / "four", 4, jobs), found(tmp_path / "one", jobs)
+    for (job, *_), many, one in zip(jobs, four, alone, strict=True):
+        close(many, one) if job == "trained" else np.testing.assert_array_equal(many["tokens"], one["tokens"])
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_decode_and_record_what_one_does(tmp_path):
+    jobs = [["recorded"], *(["decoded", name, *shape] for name in DRAFTERS for shape in ((2, 2), (1, 4)))]
+    both = together(tmp_path / "two", 2, jobs)
     assert len(list((tmp_path / "two" / "text").glob("*.jsonl"))) == 3
     alone = recorded(tmp_path / "one")
-    found = first.pop("recorded")
-    assert found["new"] == alone["new"] and len(found["new"]) == len(PROMPTS)
-    np.testing.assert_allclose(found["hidden"], alone["hidden"], atol=0.1)  # sums of bfloat16
-
+    assert both[0]["new"] == alone["new"] and len(alone["new"]) == len(PROMPTS)
+    np.testing.assert_allclose(both[0]["hidden"], alone["hidden"], atol=0.1)  # sums of bfloat16
     model, weights = tiny_transformer(vocab_size=96)
-    alone = {name: decode(drafter, model, {"target": weights}) for name, drafter in DRAFTERS.items()}
-    np.testing.assert_array_equal(first["ar"]["tokens"], alone["ar"]["tokens"])
-    assert first == alone
+    for (_, name, *_), result in zip(jobs[1:], both[1:], strict=True):
+        assert result == decode(DRAFTERS[name], model, {"target": weights})
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ SEED = 3  # of the tasks' rows: 0 and 1 are those that train/masked.py reads, 2 
 
 def main(config: LearnedFilter) -> Path:
     """Run all stages and return the path of the filter."""
-    chain.check_batch(config.batch)
+    with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
+        chain.check_batch(config.batch)
     prompts = asked(config)
     parted(len(prompts), config.calls.held_out)  # before hours of recording
     lm = load(config.model, dtype=config.dtype)

@@ -59,7 +59,7 @@ def main(config: Medusa) -> Path:
             short = short.replace(table=lm.model.unembed(lm.params)[short.token])
             read = seen_by(lm, texts(config)[1], config.joint.rows, config.joint.length)
         else:
-            read = map(loop.whole, chain.HeldOut(held, config.batch, traces.head_batch))
+            read = map(mesh.whole, chain.HeldOut(held, config.batch, traces.head_batch))
         right = accuracy(heads, weights, short, read, config.heads.ranks)
     return export(config, lm, Trained(heads, jax.device_get(weights), np.asarray(short.token)), right, len(train))
 
@@ -67,9 +67,10 @@ def main(config: Medusa) -> Path:
 def check(config: Medusa, lm: LanguageModel) -> None:
     """Raise `InputError` for what could only fail after hours of recording and training."""
     text, joint = config.text, config.joint
-    chain.check_batch(config.batch)
-    if joint.steps:
-        chain.check_batch(joint.rows)
+    with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
+        chain.check_batch(config.batch)
+        if joint.steps:
+            chain.check_batch(joint.rows)
     texts = len(written(config)) + text.imagined + text.retold
     train, _ = traces.parted(texts, text.held_out)
     if config.plan.steps and len(train) < config.batch:
@@ -183,7 +184,7 @@ def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:
 def seen_by(lm: LanguageModel, held: traces.Texts, rows: int, length: int) -> Iterable[HeadBatch]:
     """Texts of at most `length` tokens with the hidden states that a model has on them."""
     run, weights = jax.jit(lambda weights, token: lm.model.forward(weights, token).hidden), jax.device_put(lm.params)
-    for text in map(loop.whole, chain.HeldOut(held, rows, length=length)):
+    for text in map(mesh.whole, chain.HeldOut(held, rows, length=length)):
         yield HeadBatch(hidden=run(weights, text.token), token=text.token, learn=text.learn)
 
 

@@ -35,11 +35,11 @@ Check = Callable[[dict[str, Any]], None]
 
 
 class Restored(NamedTuple):
-    """A step as it was saved. `position` is this process' own data position."""
+    """A step as it was saved. `positions` are those of the data, one of each process."""
 
     step: int
     state: PyTree
-    position: Any
+    positions: list[Any]
     config: dict[str, Any]
 
 
@@ -156,7 +156,7 @@ class Checkpoints:
         broken = [name for name, leaf in facts["leaves"].items() if now[name] != leaf]
         if broken:
             raise Damaged(f"the numbers of {', '.join(broken[:3])}{' and others' if broken[3:] else ''} have changed")
-        return Restored(step, state, _mine(facts["position"]), facts["config"])
+        return Restored(step, state, facts["position"], facts["config"])
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -249,18 +249,6 @@ def _gather(position: Any) -> list[Any]:
     padded[: len(text)] = np.frombuffer(text, np.uint8)
     every = multihost_utils.process_allgather(padded)
     return [json.loads(bytes(row).rstrip(b"\0")) for row in every]
-
-
-def _mine(positions: list[Any]) -> Any:
-    here = jax.process_count()
-    if len(positions) == here:
-        return positions[jax.process_index()]
-    if all(position == positions[0] for position in positions):  # every process had read the same number of batches
-        return positions[0]
-    raise InputError(
-        f"This run was trained by {len(positions)} processes, each at its own place in packed data, and there are "
-        f"{here} now. Start it with {len(positions)}."
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -80,11 +81,11 @@ def fit(
 ) -> TrainState:
     """Train until `plan.steps`, from the newest whole checkpoint in `run.out` or from the beginning.
 
-    `data` yields this process' rows of each batch as numpy arrays; inside `mesh.use` they are put together over all
-    processes. `config` is the whole configuration as JSON; a checkpoint made with another is refused, with the
-    differences, unless `run.changed`. `evaluate` returns numbers, `loss` among them. SIGTERM (and a preemption notice,
-    under `jax.distributed`) saves and raises `Stopped`, so that nobody takes half-trained weights for the result.
-    Raises `Diverged` after a last checkpoint when loss or gradient is not finite.
+    `data` yields the rows of each batch that this process holds (`mesh.held`), as numpy arrays. `config` is the whole
+    configuration as JSON; a checkpoint made with another is refused, with the differences, unless `run.changed`.
+    `evaluate` returns numbers, `loss` among them. SIGTERM (and a preemption notice, under `jax.distributed`) saves and
+    raises `Stopped`, so that nobody takes half-trained weights for the result. Raises `Diverged` after a last
+    checkpoint when loss or gradient is not finite.
     """
     trainable, frozen, key = (_on_mesh(tree) for tree in (trainable, steps.narrowed(plan, frozen), key))
     abstract = abstract_state(plan, trainable, key)
@@ -96,7 +97,7 @@ def fit(
             state, first = make(trainable, key), 0
         else:
             state, first = found.state, found.step
-            _go_on(batches, found.position)
+            _go_on(batches, found.positions)
         with writers.opened(run.out, run.log, first, config) as logs, Report(logs, first, plan.steps, work) as report:
             turn = _Turn(run, plan, objective, frozen, batches, dict(config), evaluate, kept, report, asked)
             return turn.all(state, first)
@@ -123,7 +124,7 @@ class _Turn:
         for n in range(first + 1, self.plan.steps + 1):
             clock = Clock()
             with clock("input"):
-                batch = whole(_next(self.batches, n))
+                batch = mesh.whole(_next(self.batches, n))
             with clock("dispatch"):
                 state, metrics = steps.step(self.plan, self.objective, state, self.frozen, batch)
             self.tell(late, state, n)
@@ -172,15 +173,6 @@ class _Turn:
         return self.asked.is_set()
 
 
-def whole(batch: PyTree) -> PyTree:
-    """This process' rows as part of the global batch, laid out as the enclosing `mesh.use` says."""
-    place = mesh.current()
-    if place is None:
-        return jax.device_put(batch)
-    rows = mesh.batch_sharding(place.mesh, place.rules)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
-
-
 def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterable[PyTree]) -> Evaluate:
     """An evaluation hook: the objective's loss and sums over `batches`, with the averaged weights where there are.
 
@@ -195,7 +187,7 @@ def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterabl
     def evaluate(state: TrainState) -> dict[str, float]:
         weights = state.trainable if state.average is None else state.average
         seen = enumerate(batches)
-        total = jax.device_get([score(weights, frozen, whole(batch), np.int32(i)) for i, batch in seen])
+        total = jax.device_get([score(weights, frozen, mesh.whole(batch), np.int32(i)) for i, batch in seen])
         if not total:
             raise InputError("There is nothing to evaluate on: the held-out data has not one whole batch.")
         whole_set = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *total)
@@ -211,9 +203,18 @@ def _next(batches: Iterator[PyTree], n: int) -> PyTree:
         raise InputError(f"The data ended before step {n}: repeat it, or ask for fewer steps.") from None
 
 
-def _go_on(batches: Any, position: Any) -> None:
+def _go_on(batches: Any, positions: Sequence[Any]) -> None:
+    """Set the data to where the processes had been: each to where its own lane had been (`mesh.lane`)."""
+    lane = lambda position: position.get("lane") if isinstance(position, Mapping) else None
+    here = lane(batches.get_state())
+    mine = [position for position in positions if lane(position) == here]
+    if not mine or any(position != mine[0] for position in mine):
+        raise InputError(
+            f"This run was trained by {len(positions)} processes, each at its own place in packed data, and there are "
+            f"{jax.process_count()} now. Start it with {len(positions)}, on the same mesh."
+        )
     try:
-        batches.set_state(position)
+        batches.set_state(mine[0])
     except Exception as error:  # grain raises many kinds
         raise InputError(f"The data cannot go on where the checkpoint left it ({error}); it has changed.") from error
 
@@ -254,8 +255,15 @@ def _everywhere() -> jax.sharding.Sharding:
 
 def _on_mesh(tree: PyTree) -> PyTree:
     """The tree, with whatever is not laid out on the mesh yet put on all of it."""
-    laid = lambda x: isinstance(getattr(x, "sharding", None), NamedSharding)
-    return jax.tree.map(lambda x: x if laid(x) else jax.device_put(x, _everywhere()), tree)
+
+    def put(x: Any) -> Any:
+        if isinstance(getattr(x, "sharding", None), NamedSharding):
+            return x
+        if jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):  # no device_put of jax sends one everywhere
+            return jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(x))), impl=jax.random.key_impl(x))
+        return jax.device_put(x, _everywhere())
+
+    return jax.tree.map(put, tree)
 
 
 class _terminated:

@@ -202,12 +202,11 @@ class FilterRows:
 class Drawn:
     """Endless batches of calls, drawn at random by numpy at once: a call is too small to be read for itself.
 
-    Its iterators have `get_state` and `set_state`. Processes draw the same calls, and each takes its share of them.
+    Its iterators have `get_state` and `set_state`. Processes draw the same calls, and each takes those that it holds.
     """
 
     def __init__(self, rows: FilterRows, batch: int, seed: int = 0):
-        if batch % jax.process_count():
-            raise InputError(f"A batch of {batch} calls does not split over {jax.process_count()} processes.")
+        mesh.held(batch)  # raises where the mesh does not split it
         self.rows, self.batch, self.seed = rows, batch, seed
 
     def __iter__(self) -> _Draws:
@@ -222,7 +221,7 @@ class _Draws(Iterator):
         rng = np.random.default_rng((self.data.seed, self.made))
         self.made += 1
         drawn = rng.integers(len(self.data.rows), size=self.data.batch)
-        return filter_batch(self.data.rows[drawn[jax.process_index() :: jax.process_count()]])
+        return filter_batch(self.data.rows[drawn[mesh.held(self.data.batch)]])
 
     def get_state(self) -> dict[str, int]:
         return {"made": self.made}

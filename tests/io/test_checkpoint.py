@@ -56,7 +56,7 @@ def restored(folder: Path, like: dict):
 
 def test_a_step_comes_back_bit_for_bit(tmp_path):
     found = restored(tmp_path, saved(tmp_path))
-    assert (found.step, found.position, found.config) == (2, {"next": 2}, CONFIG)
+    assert (found.step, found.positions, found.config) == (2, [{"next": 2}], CONFIG)
     assert raw(found.state) == raw(state(2)) and found.state["gap"] is None
     assert restored(tmp_path / "other", abstract(state())) is None
 
@@ -94,7 +94,7 @@ def test_every_flipped_bit_is_seen_or_harmless(tmp_path, caplog):
             caplog.clear()
             found = restored(here, like)
             if found.step == 2:
-                assert raw(found.state) == whole and found.position == {"next": 2}
+                assert raw(found.state) == whole and found.positions == [{"next": 2}]
             else:
                 caught += 1
                 assert found.step == 1 and raw(found.state) == raw(state(1))

@@ -124,6 +124,24 @@ def test_the_data_position_matters(tmp_path, straight, monkeypatch):
     assert not same(fit(tmp_path).trainable, straight[0].trainable)
 
 
+def test_packed_data_goes_on_in_its_own_lane(tmp_path):
+    """Positions of other lanes are passed over; where there is none for this one, the run is refused."""
+
+    class Placed:
+        def get_state(self):
+            return {"at": 0, "lane": [1, 2]}
+
+        def set_state(self, state):
+            self.state = state
+
+    data, one, two = Placed(), {"at": 3, "lane": [0, 2]}, {"at": 4, "lane": [1, 2]}
+    loop._go_on(data, [one, one, two, two])
+    assert data.state == two
+    for positions in ([one, one], [{"at": 3}], [{"at": 3, "lane": [1, 4]}] * 4):
+        with pytest.raises(InputError, match=f"trained by {len(positions)} processes"):
+            loop._go_on(data, positions)
+
+
 def test_a_finished_run_stays_finished(tmp_path):
     first, written = fit(tmp_path), lines(tmp_path)
     again = fit(tmp_path)
