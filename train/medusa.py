@@ -67,16 +67,16 @@ def main(config: Medusa) -> Path:
 def check(config: Medusa, lm: LanguageModel) -> None:
     """Raise `InputError` for what could only fail after hours of recording and training."""
     text, joint = config.text, config.joint
-    with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
-        chain.check_batch(config.batch)
-        if joint.steps:
-            chain.check_batch(joint.rows)
     texts = len(written(config)) + text.imagined + text.retold
     train, _ = traces.parted(texts, text.held_out)
     if config.plan.steps and len(train) < config.batch:
         raise InputError(f"{len(train)} texts are to be trained on, less than one batch of {config.batch}.")
     if config.heads.ranks > (words := config.heads.short_list or lm.model.vocab_size):
         raise InputError(f"A head cannot make {config.heads.ranks} guesses out of {words} tokens; lower heads.ranks.")
+    with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
+        chain.check_batch(config.batch)
+        if joint.steps:
+            chain.check_batch(joint.rows)
 
 
 def written(config: Medusa) -> list[str]:
