@@ -21,15 +21,15 @@ PATIENCE = 2.0
 """Seconds that a command may take to end after Ctrl-C, before it is ended."""
 
 
-def guarded(program: Callable[[], int], patience: float | None = None) -> int:
+def guarded(program: Callable[[], int], patience: float | Asked | None = None) -> int:
     """The exit status of a program; errors that are the user's to mend become sentences on stderr and status 2.
 
     A KeyboardInterrupt is status 130. With `patience` the process is the program's own: SIGINT ends it with 130 and
     SIGTERM with 143, whatever error they come out as, and it is gone that many seconds after them also where Python
     cannot be reached, inside the compiler, say. Files are written whole or not at all (`io.whole_file`), so nothing is
-    half when it goes.
+    half when it goes. A program whose own imports take seconds has made an `Asked` before them, and gives that.
     """
-    asked = None if patience is None else Asked(patience)
+    asked = Asked(patience) if isinstance(patience, (int, float)) else patience
     try:
         status = _called(program)
         if sys.stdout is not None:
@@ -97,12 +97,15 @@ class Asked:
     the main thread, and `by` names it.
 
     The second ends the process, and so does the first after `patience` seconds, or at once where modules are being
-    imported: those in C crash when they are interrupted. A signal that is ignored stays so.
+    imported: those in C crash when they are interrupted. A signal that is ignored stays so, and one that another has
+    taken over is the other's to answer, as long as that `waits`: a training run saves first. `terminated` is the exit
+    status of SIGTERM.
     """
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float = PATIENCE, terminated: int = 128 + signal.SIGTERM) -> None:
         self.by: int | None = None
         self._patience = patience
+        self._status = {signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: terminated}
         self._heard = [number for number in ASKS if signal.getsignal(number) is not signal.SIG_IGN]
         self._watch()
         for number in self._heard:
@@ -111,7 +114,7 @@ class Asked:
     def over(self) -> None:
         """The program has ended, and Python has not: a signal now ends it without a word."""
         for number in self._heard:
-            signal.signal(number, leave)
+            signal.signal(number, self._leave)
 
     def end(self, sentence: str) -> NoReturn:
         """End the process here: what compiled code was at when it was interrupted cannot be taken apart in order."""
@@ -119,11 +122,11 @@ class Asked:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        os._exit(128 + self.by)
+        os._exit(self._status[self.by])
 
     def _ask(self, number: int, frame: FrameType | None) -> NoReturn:
         if self.by is not None or _importing(frame):
-            leave(number)
+            self._leave(number)
         self.by = number
         raise KeyboardInterrupt
 
@@ -137,12 +140,19 @@ class Asked:
         sys.unraisablehook = lambda lost: complained(lost) if self.by is None else None
 
         def wait() -> None:
-            while signal.getsignal(number := os.read(heard, 1)[0]) != self._ask:
-                pass  # another's to answer: a training run saves first
+            while _waits(signal.getsignal(number := os.read(heard, 1)[0]), self._ask):
+                pass
             threading.Event().wait(self._patience)
-            leave(number)
+            self._leave(number)
 
         threading.Thread(target=wait, daemon=True).start()
+
+    def _leave(self, number: int, frame: FrameType | None = None) -> NoReturn:
+        leave(number, self._status[number])
+
+
+def _waits(answers: object, ours: object) -> bool:
+    return answers != ours and getattr(answers, "waits", True)
 
 
 def _importing(frame: FrameType | None) -> bool:
@@ -153,11 +163,11 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-def leave(number: int, frame: FrameType | None = None) -> NoReturn:
+def leave(number: int, status: int) -> NoReturn:
     """End the process here and now, with the cursor back that a drawing may have hidden."""
     for stream in (1, 2):
         with contextlib.suppress(OSError):
             os.write(stream, b"\x1b[?25h\n" if os.isatty(stream) else b"")
     with contextlib.suppress(OSError):
         os.write(2, f"{ASKS[number]}\n".encode())
-    os._exit(128 + number)
+    os._exit(status)

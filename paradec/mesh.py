@@ -272,6 +272,11 @@ def start(
             raise InputError("Call paradec.mesh.start() first: jax has already started without the others.") from error
 
 
+def first_says(number: int) -> int:
+    """The number that process 0 has, in every process of the job: what one alone can know and all must act on."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if jax.process_count() > 1 else number
+
+
 def wait(where: str) -> None:
     """Return when every process of the job has come here; `where` names the place in error messages."""
     if jax.process_count() > 1:

@@ -68,3 +68,31 @@ def test_in_the_middle_of_a_long_text(work):
 def test_at_any_moment(work, command, moment):
     seconds = random.Random(f"{command} {moment}").uniform(0, 20)
     check(work, command, seconds, *([] if command == "generate" else ["--methods", "ar,jacobi"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_training_at_any_moment(tmp_path, number):
+    """SIGTERM saves what was learned; both leave nothing half."""
+    train = Path(__file__).parents[1] / "train" / "lm.py"
+    wanted = {signal.SIGINT: 130, signal.SIGTERM: os.EX_TEMPFAIL}[number]
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listen}; import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    for moment in range(10 if number == signal.SIGINT else 4):
+        out = tmp_path / f"{moment}"
+        options = ["tiny", "--run.out", out, "--run.save-every", "5", "--run.evaluate-every", "20"]
+        argv = [sys.executable, "-c", program, train, *options, "--plan.steps", "100000", "--shape.layers", "1"]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        process = subprocess.Popen([*map(str, argv)], env=env, stdout=-1, stderr=-1, text=True)
+        while process.poll() is None and "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.01)
+        time.sleep(random.Random(f"{number} {moment}").uniform(0, 15))
+        assert process.poll() is None, process.communicate()
+        begin = time.monotonic()
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == wanted and "Traceback" not in said, (moment, process.returncode, said)
+        assert time.monotonic() - begin < 3, f"it went on for {time.monotonic() - begin:.1f} s"
+        if (out / "metrics.jsonl").exists():
+            [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert not list(out.rglob("*.partial*"))

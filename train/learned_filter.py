@@ -11,10 +11,16 @@ the calls of prompts that were held out.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from paradec.guard import Asked, guarded
+
+if __name__ == "__main__":
+    ASKED = Asked(terminated=os.EX_TEMPFAIL)  # signals are answered also while modules load, which takes seconds
 
 import jax
 
@@ -28,7 +34,6 @@ from paradec.console import say
 from paradec.data import chain
 from paradec.data.tasks import TASKS
 from paradec.errors import InputError
-from paradec.guard import guarded
 from paradec.io.confidence_filter import TrainedFilter, save_filter
 from paradec.io.medusa import fingerprint
 from paradec.learn import loop, watched
@@ -89,7 +94,7 @@ def fitted(
     state = loop.fit(
         config.run, config.plan, objective, new, None, batches, key=key, config=configs.kept(config), evaluate=look
     )
-    return state.trainable
+    return state.learned
 
 
 def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, said: Verdicts, calls: int) -> Path:
@@ -120,4 +125,4 @@ def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, sai
 if __name__ == "__main__":
     mesh.start()
     cache_compilations()
-    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0))
+    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0, ASKED))

@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from paradec.guard import Asked, guarded
+
+if __name__ == "__main__":
+    ASKED = Asked(terminated=os.EX_TEMPFAIL)  # signals are answered also while modules load, which takes seconds
 
 import jax
 from jaxtyping import PyTree
@@ -27,9 +33,9 @@ from paradec.console import say
 from paradec.data import chain, chats, text
 from paradec.data.synthetic import Markov
 from paradec.errors import InputError
-from paradec.guard import guarded
 from paradec.io import text_file
 from paradec.io.hf import save_hf
+from paradec.io.tokenizer import Tokenizer, of_characters
 from paradec.learn import flops, loop
 from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.report import Work
@@ -50,6 +56,7 @@ class Corpus(NamedTuple):
     vocab_size: int
     pack: int
     facts: dict[str, Any]
+    tokenizer: Tokenizer | None = None
 
 
 def main(config: Lm) -> TrainState:
@@ -69,7 +76,7 @@ def main(config: Lm) -> TrainState:
             evaluate=loop.evaluator(config.plan, objective, frozen, held),
             work=work(config, model, trainable, frozen, next(iter(rows))),
         )  # fmt: skip
-        final = lora.merged(params.merge(state.trainable if state.average is None else state.average, frozen))
+        final = lora.merged(params.merge(state.learned, frozen))
     export(config, model, final, corpus, held, kept)
     return state
 
@@ -86,14 +93,15 @@ def read(data: Data) -> Corpus:
         tokenizer = load_tokenizer(data.tokens)
         found = [conversation for path in data.files for conversation in chats.read(path)]
         halves = chats.Chats.of(found, tokenizer, data.length, say).split(data.held_out)
-        return Corpus(*halves, tokenizer.vocab_size, data.length, {})
+        return Corpus(*halves, tokenizer.vocab_size, data.length, {}, tokenizer)
     whole = text.read(data.files)
     tokenizer = text.Characters(whole) if data.tokens == "characters" else load_tokenizer(data.tokens)
     parts = text.split(whole, data.held_out)
     train, held = text.windows(*parts, tokenizer.encode, data.length)
     facts = {"alphabet": tokenizer.alphabet} if isinstance(tokenizer, text.Characters) else {}
-    facts["characters_per_token"] = len(parts[1]) / len(held.tokens)
-    return Corpus(train, held, tokenizer.vocab_size, 0, facts)
+    characters = {"characters_per_token": len(parts[1]) / len(held.tokens)}
+    kept = of_characters(facts["alphabet"]) if facts else tokenizer
+    return Corpus(train, held, tokenizer.vocab_size, 0, facts | characters, kept)
 
 
 def start(config: Lm, corpus: Corpus, place: mesh.Placement) -> tuple[Transformer, PyTree]:
@@ -154,6 +162,8 @@ def export(config: Lm, model: Transformer, weights: PyTree, corpus: Corpus, held
     if jax.process_index() == 0:
         folder = config.run.out / "model"
         save_hf(folder, model, jax.device_get(weights))
+        if corpus.tokenizer is not None:
+            corpus.tokenizer.save(folder)
         facts = {"config": kept, "command": " ".join(["python", *sys.argv]), "metrics": last} | corpus.facts
         text_file.write(folder / "training.json", json.dumps(facts, indent=1) + "\n")
         say(f"{folder}: {said}")
@@ -161,4 +171,4 @@ def export(config: Lm, model: Transformer, weights: PyTree, corpus: Corpus, held
 
 if __name__ == "__main__":
     mesh.start()
-    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0))
+    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0, ASKED))

@@ -12,10 +12,16 @@ The same command goes on where a killed run stopped. The model is left as a Hugg
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from paradec.guard import Asked, guarded
+
+if __name__ == "__main__":
+    ASKED = Asked(terminated=os.EX_TEMPFAIL)  # signals are answered also while modules load, which takes seconds
 
 import jax
 
@@ -28,10 +34,9 @@ from paradec.console import say
 from paradec.data import chain, text
 from paradec.data.tasks import RAGGED, TASKS
 from paradec.errors import InputError
-from paradec.guard import guarded
 from paradec.io import text_file
 from paradec.io.hf import save_hf
-from paradec.io.tokenizer import save_words
+from paradec.io.tokenizer import of_characters, save_words
 from paradec.learn import loop
 from paradec.learn.objectives import masked
 from paradec.learn.report import Work
@@ -51,6 +56,7 @@ class Corpus(NamedTuple):
     length: int
     pack: int
     words: Sequence[str] = ()  # how tokens are written, where each is a word
+    alphabet: str = ""  # or a character
 
 
 def main(config: Masked) -> TrainState:
@@ -75,12 +81,14 @@ def main(config: Masked) -> TrainState:
             evaluate=loop.evaluator(config.plan, objective, frozen, held),
             work=Work(tokens=config.batch * corpus.length),
         )  # fmt: skip
-        final = params.merge(state.trainable if state.average is None else state.average, frozen)
+        final = params.merge(state.learned, frozen)
     if jax.process_index() == 0:
         folder = config.run.out / "model"
         save_hf(folder, model, jax.device_get(final))
         if corpus.words:
             save_words(folder, corpus.words)
+        elif corpus.alphabet:
+            of_characters(corpus.alphabet).save(folder)
         facts = {"config": kept, "command": " ".join(["python", *sys.argv])}
         text_file.write(folder / "training.json", json.dumps(facts, indent=1) + "\n")
         say(f"Wrote {folder}")
@@ -101,7 +109,7 @@ def read(data: Data) -> Corpus:
     whole = text.read(data.files)
     tokenizer = text.Characters(whole)
     train, held = text.windows(*text.split(whole, data.held_out), tokenizer.encode, data.length)
-    return Corpus(train, held, tokenizer.vocab_size + 1, data.length, 0)
+    return Corpus(train, held, tokenizer.vocab_size + 1, data.length, 0, alphabet=tokenizer.alphabet)
 
 
 def shape(config: Masked, corpus: Corpus) -> BlockDiffusion:
@@ -117,4 +125,4 @@ def shape(config: Masked, corpus: Corpus) -> BlockDiffusion:
 
 if __name__ == "__main__":
     mesh.start()
-    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0))
+    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0, ASKED))

@@ -12,9 +12,15 @@ on texts that were held out.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from paradec.guard import Asked, guarded
+
+if __name__ == "__main__":
+    ASKED = Asked(terminated=os.EX_TEMPFAIL)  # signals are answered also while modules load, which takes seconds
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +36,6 @@ from paradec.console import say
 from paradec.data import chain
 from paradec.data.instructions import instructions, retold
 from paradec.errors import InputError
-from paradec.guard import guarded
 from paradec.io.hf import save_hf
 from paradec.io.medusa import Trained, fingerprint, save_medusa
 from paradec.learn import loop, traces
@@ -142,7 +147,7 @@ def first_stage(
     kept = configs.kept(config, "text", "heads", "plan", "batch", "seed", "model", "dtype")
     return loop.fit(
         config.run, config.plan, objective, new, short, batches, key=key, config=kept, evaluate=look, work=work
-    ).trainable
+    ).learned
 
 
 def second_stage(
@@ -171,8 +176,8 @@ def second_stage(
         {"base": frozen, "heads": jax.tree.map(lambda x: None, weights), "short": short.token}, rows,
         key=key, config=kept, work=Work(tokens=joint.rows * joint.length),
     )  # fmt: skip
-    whole = lora.merged(params.merge(state.trainable["base"], frozen))
-    return dataclasses.replace(lm, params=jax.device_get(whole), decoders={}, parts={}), state.trainable["heads"]
+    whole = lora.merged(params.merge(state.learned["base"], frozen))
+    return dataclasses.replace(lm, params=jax.device_get(whole), decoders={}, parts={}), state.learned["heads"]
 
 
 def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:
@@ -206,6 +211,7 @@ def export(config: Medusa, lm: LanguageModel, trained: Trained, right: np.ndarra
         save_medusa(path, dataclasses.replace(trained, weights=half, tree=tree, facts=facts))
         if config.joint.steps:
             save_hf(config.run.out / "model", lm.model, lm.params)
+            lm.tokenizer.save(config.run.out / "model")
     say(f"{path}: top-1 accuracy of the heads " + ", ".join(f"{a:.3f}" for a in right[:, 0]))
     say("expected tokens per call by tree size " + ", ".join(f"{n}: {x}" for n, x in sizes.items()))
     return path
@@ -214,4 +220,4 @@ def export(config: Medusa, lm: LanguageModel, trained: Trained, right: np.ndarra
 if __name__ == "__main__":
     mesh.start()
     cache_compilations()
-    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0))
+    sys.exit(guarded(lambda: main(configs.from_command_line(PRESETS)) and 0, ASKED))

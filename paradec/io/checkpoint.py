@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,7 @@ def _unsaid(record: logging.LogRecord) -> bool:
 class Checkpoints:
     """The checkpoints of one run, in one folder. A context manager: leaving it waits for the last save.
 
-    The newest `keep_last` steps are kept, and the `keep_best` with the smallest `loss` among those saved with one.
+    The newest `keep_last` steps are kept, and of those saved with a finite `loss` the `keep_best` with the smallest.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 1):
@@ -106,7 +107,8 @@ class Checkpoints:
         """
         facts = {"config": dict(config), "position": _gather(position), "leaves": _table(state)}
         facts["sha256"] = _sha(facts)
-        metrics = None if loss is None else {"loss": float(loss)}
+        # NaN is in no order: Orbax would drop the best step beside it.
+        metrics = {"loss": float(loss)} if loss is not None and math.isfinite(loss) else None
         contents = {"state": _named(state), "facts": facts}
         self._guard(self._orbax.wait)
         self._guard(partial(self._orbax.save_checkpointables_async, step, contents, metrics=metrics, overwrite=True))

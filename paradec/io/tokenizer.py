@@ -9,6 +9,7 @@ decoded token by token (`Detokenizer`) is the text decoded at once, whatever the
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -81,6 +82,19 @@ class Tokenizer:
                 f"The chat template of this GGUF file is a {type(template).__name__}; it must be a text."
             )
         return cls(core, names, end_ids(metadata), template, verbatim=True)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write it into a model's folder, as `from_folder` and transformers read it.
+
+        Added tokens of a GGUF file that hold "▁" are read back with a space in its place.
+        """
+        folder = Path(folder)
+        text_file.write(folder / "tokenizer.json", self.core.to_str(pretty=True))
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        _write_json(folder / "tokenizer_config.json", self.names | kind)
+        _write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.eos_ids)} if self.eos_ids else {})
+        if self.chat_template is not None:
+            text_file.write(folder / "chat_template.jinja", self.chat_template)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -204,6 +218,18 @@ class Tokenizer:
             ends -= {"<|end|>"}
         ids = (self.core.token_to_id(text) for text in (*ends, self.names.get("eos_token", "")))
         return frozenset(i for i in ids if i is not None)
+
+
+def of_characters(alphabet: Sequence[str]) -> Tokenizer:
+    """Every character is a token, in this order. It has no end of text and no chat template."""
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({character: i for i, character in enumerate(alphabet)}))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    core.decoder = tokenizers.decoders.Fuse()
+    return Tokenizer(core)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text_file.write(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def save_words(folder: Path, words: Sequence[str]) -> None:

@@ -142,6 +142,14 @@ def flat(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, floa
             yield f"{group}{name}", x
 
 
+def evaluated(folder: Path, step: int) -> dict[str, float] | None:
+    """The newest evaluation in a run's metrics file after so many steps; None where it holds none."""
+    path = folder / "metrics.jsonl"
+    lines = map(_parsed, path.read_text("utf-8", "replace").splitlines()) if path.is_file() else ()
+    found = [line["evaluation"] for line in lines if line and line["step"] == step and "evaluation" in line]
+    return found[-1] if found else None
+
+
 def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop the lines of a metrics file after `step`, and what a kill left half-written. Returns those that stay.
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Int, PyTree
 from paradec import config as configs
 from paradec import mesh, params
 from paradec.errors import Diverged, InputError, Stopped, check_least
-from paradec.io import writers
+from paradec.io import run_lock, writers
 from paradec.io.checkpoint import Checkpoints
 from paradec.learn import step as steps
 from paradec.learn.report import Clock, Report, Work
@@ -91,7 +91,8 @@ def fit(
     abstract = abstract_state(plan, trainable, key)
     make = jax.jit(partial(steps.init, plan), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
     batches = iter(data)
-    with Checkpoints(run.out / "checkpoints", run.keep_last, run.keep_best) as kept, _terminated() as asked:
+    folder = run.out / "checkpoints"
+    with run_lock.alone(run.out), Checkpoints(folder, run.keep_last, run.keep_best) as kept, _Terminated() as asked:
         found = kept.restore(abstract, partial(_same_config, run, config))
         if found is None:
             state, first = make(trainable, key), 0
@@ -100,6 +101,8 @@ def fit(
             _go_on(batches, found.positions)
         with writers.opened(run.out, run.log, first, config) as logs, Report(logs, first, plan.steps, work) as report:
             turn = _Turn(run, plan, objective, frozen, batches, dict(config), evaluate, kept, report, asked)
+            if first >= plan.steps and evaluate and not mesh.first_says(writers.evaluated(run.out, first) is not None):
+                turn.look(first, state)  # its log was lost
             return turn.all(state, first)
 
 
@@ -116,7 +119,7 @@ class _Turn:
     evaluate: Evaluate | None
     kept: Checkpoints
     report: Report
-    asked: threading.Event
+    asked: _Terminated
 
     def all(self, state: TrainState, first: int) -> TrainState:
         """Every step that is left. Metrics are fetched one step late, so that the device never waits for the host."""
@@ -127,6 +130,7 @@ class _Turn:
                 batch = mesh.whole(_next(self.batches, n))
             with clock("dispatch"):
                 state, metrics = steps.step(self.plan, self.objective, state, self.frozen, batch)
+            self.asked.waits = True
             self.tell(late, state, n)
             late = (n, metrics, clock)
             looked = n == self.plan.steps or (self.run.evaluate_every and n % self.run.evaluate_every == 0)
@@ -170,7 +174,7 @@ class _Turn:
         """Whether this machine, or any of the job's, has been told to go."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(n)
-        return self.asked.is_set()
+        return self.asked.event.is_set()
 
 
 def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterable[PyTree]) -> Evaluate:
@@ -185,9 +189,8 @@ def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterabl
         return objective(weights, frozen, batch, jax.random.key(number))
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        weights = state.trainable if state.average is None else state.average
         seen = enumerate(batches)
-        total = jax.device_get([score(weights, frozen, mesh.whole(batch), np.int32(i)) for i, batch in seen])
+        total = jax.device_get([score(state.learned, frozen, mesh.whole(batch), np.int32(i)) for i, batch in seen])
         if not total:
             raise InputError("There is nothing to evaluate on: the held-out data has not one whole batch.")
         whole_set = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *total)
@@ -266,14 +269,22 @@ def _on_mesh(tree: PyTree) -> PyTree:
     return jax.tree.map(put, tree)
 
 
-class _terminated:
-    """Turns SIGTERM into an event while it is open, so that a run can save before it goes."""
+class _Terminated:
+    """Remembers SIGTERM while it is open, so that a run can save before it goes."""
 
-    def __enter__(self) -> threading.Event:
-        event, self._before = threading.Event(), None
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.waits = False
+        """Whether there is anything to save: until then `guard.Asked` need not wait for a program to be compiled."""
+
+    def __call__(self, *_: Any) -> None:
+        self.event.set()
+
+    def __enter__(self) -> _Terminated:
+        self._before = None
         if threading.current_thread() is threading.main_thread() and not jax.distributed.is_initialized():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-        return event
+            self._before = signal.signal(signal.SIGTERM, self)
+        return self
 
     def __exit__(self, *_: Any) -> None:
         if self._before is not None:

@@ -59,6 +59,11 @@ class TrainState:
     average: PyTree | None  # exponential moving average of the trainable weights
     key: jax.Array  # folded with the step, never consumed
 
+    @property
+    def learned(self) -> PyTree:
+        """The weights to evaluate and to export: their average, where one is kept."""
+        return self.trainable if self.average is None else self.average
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

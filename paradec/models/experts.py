@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from paradec import struct
@@ -97,7 +99,10 @@ class Experts:
     def mix(
         self, w: ExpertWeights, x: Float[Array, "B T D"], activation: Callable[[Array], Array]
     ) -> Float[Array, "B T D"]:
-        """The weighted sum of every token's experts, of one layer."""
+        """The weighted sum of every token's experts, of one layer. Under `vmap` over `x` it is one of a wider batch."""
+        return _mix(self, activation, w, x)
+
+    def _plain_mix(self, activation: Callable[[Array], Array], w: ExpertWeights, x: Array) -> Array:
         tokens = x.reshape(-1, x.shape[-1])
         chosen, weight = self.route(w, tokens)
         # Sorted by expert, the rows of each lie together, and one ragged product does what a loop over experts would.
@@ -120,3 +125,27 @@ class Experts:
 def _ragged(rows: Array, w: Array | lora.Adapted, size: Array) -> Array:
     low = lambda a, b: lax.ragged_dot(lax.ragged_dot(rows, a, size), b, size)
     return lora.changed(w, lambda matrices: lax.ragged_dot(rows, matrices, size), low)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mix(experts: Experts, activation: Callable[[Array], Array], w: ExpertWeights, x: Array) -> Array:
+    """A ragged product cannot be mapped over, and need not be: no token depends on another."""
+
+    @custom_vmap
+    def mix(w: ExpertWeights, x: Array) -> Array:
+        return experts._plain_mix(activation, w, x)
+
+    @mix.def_vmap
+    def fold(size: int, mapped: list, w: ExpertWeights, x: Array) -> tuple[Array, bool]:
+        if any(jax.tree.leaves(mapped[0])):
+            raise NotImplementedError("Experts are mapped over tokens, not over their weights.")
+        return mix(w, x.reshape(-1, *x.shape[2:])).reshape(x.shape), True
+
+    return mix(w, x)
+
+
+def _forward(experts: Experts, activation: Callable, w: ExpertWeights, x: Array) -> tuple[Array, Callable]:
+    return jax.vjp(partial(experts._plain_mix, activation), w, x)  # what is mapped has no derivative of its own
+
+
+_mix.defvjp(_forward, lambda experts, activation, back, out: back(out))

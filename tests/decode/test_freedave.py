@@ -11,9 +11,12 @@ from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.unmasking import freedave
 from paradec.decode.unmasking.compose import compose
+from paradec.models.block_diffusion import BlockDiffusion
+from paradec.models.experts import Experts
 from paradec.models.posterior import HiddenMarkov, random_chain
+from paradec.testing import tiny_transformer
 from paradec.types import OPEN, Prompt
-from tests.decode.canvases import decode, denoiser, on_chain, same
+from tests.decode.canvases import MASK, decode, denoiser, on_chain, same
 
 RULES = {
     "quota": {},
@@ -77,6 +80,16 @@ def test_a_transformer_under_every_cache(name):
         fast = decode(freedave.FreeDave(base, 3), params, temperature=temperature)
         same(plain, fast, stamps=False)
         assert (fast.calls <= plain.calls).all() and fast.calls.sum() < plain.calls.sum()
+
+
+def test_a_mixture_of_experts():
+    base, weights = tiny_transformer(0, num_layers=2, experts=Experts(4, 16, 2))
+    weights = weights.replace(norm=weights.norm * 3.0)
+    target, params = BlockDiffusion(base, mask_id=MASK), {"target": weights}
+    plain = decode(compose(target, "threshold", {"tau": 0.5}, block=8), params)
+    fast = decode(compose(target, "threshold+freedave", {"tau": 0.5, "drafts": 3}, block=8), params)
+    same(plain, fast, stamps=False)
+    assert fast.calls.sum() < plain.calls.sum()
 
 
 MUTANTS = {

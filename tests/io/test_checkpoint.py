@@ -169,6 +169,14 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert kept.steps() == [6, 5, 2]
 
 
+def test_an_evaluation_that_is_no_number_is_not_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep_last=2, keep_best=1) as kept:
+        for step, loss in enumerate((3.0, 1.0, float("nan"), 2.0, 2.5), 1):
+            kept.save(step, state(step), step, CONFIG, loss)
+    with Checkpoints(tmp_path) as kept:
+        assert kept.steps() == [5, 4, 2]
+
+
 def test_the_state_may_be_donated_at_once(tmp_path):
     change = jax.jit(lambda x: x * 0, donate_argnums=0)
     with Checkpoints(tmp_path) as kept:

@@ -86,7 +86,10 @@ def count(path: Path) -> int:
 
 @pytest.mark.slow
 def test_kills_change_no_bit(tmp_path):
-    """At random moments, every other one inside a save. PARADEC_CASES: twenty kills."""
+    """At random moments, every other one inside a save. PARADEC_CASES: twenty kills.
+
+    Nor does a second run in the same folder, which is refused.
+    """
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     process = start(straight, str(STEPS))
     said = process.communicate(timeout=300)
@@ -104,6 +107,12 @@ def test_kills_change_no_bit(tmp_path):
                 break
             time.sleep(0.002)
         assert process.poll() is None, (kills, process.communicate())
+        if not kills:
+            process.send_signal(signal.SIGSTOP)
+            second = start(killed, str(STEPS))
+            said = second.communicate(timeout=120)[1]
+            assert second.returncode and "Another process trains in" in said, said
+            process.send_signal(signal.SIGCONT)
         half_written = lambda: any((killed / "checkpoints").glob("*tmp*"))
         moment = time.monotonic() + (10 if kills % 2 else rng.random() * 0.1)
         while time.monotonic() < moment and process.poll() is None and not (kills % 2 and half_written()):

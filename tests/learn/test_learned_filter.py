@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_refused(lm, trained, tmp_path):
     with pytest.raises(WeightsError, match="does not describe a filter"):
         load_filter(path)
     facts.unlink()
-    with pytest.raises(WeightsError, match="missing or no readable JSON"):
+    with pytest.raises(WeightsError, match="is missing"):
         load_filter(path)
 
 

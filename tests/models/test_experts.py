@@ -194,6 +194,15 @@ def test_its_shapes_and_adapters(model):
     assert specs.blocks.experts.router.dtype == "float32"
 
 
+def test_mapped_over_batches_it_is_the_mixture_of_each():
+    experts, (w, x) = ROUTERS["LLaDA2"], weights(ROUTERS["LLaDA2"])
+    mix = jax.jit(lambda x: experts.mix(w, x, jax.nn.silu))
+    many = jnp.stack([x, -x, 2 * x])
+    np.testing.assert_allclose(jax.vmap(mix)(many), jnp.stack([mix(each) for each in many]), rtol=1e-5, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="not over their weights"):
+        jax.vmap(lambda w: experts.mix(w, x, jax.nn.silu))(jax.tree.map(lambda a: a[None], w))
+
+
 def test_operations_count_the_experts_that_run():
     """Not those that a token passes by."""
     experts, (w, x) = ROUTERS["LLaDA2"], weights(ROUTERS["LLaDA2"])
