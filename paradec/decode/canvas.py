@@ -23,10 +23,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 from paradec import struct
 from paradec.decode.canvas_cache import Reply, Whole
 from paradec.decode.sampling import filtered, next_tokens
-from paradec.decode.view import Choice, View, best, probability
+from paradec.decode.view import LATE, Choice, View, best, likelihood
 from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling, Stats
-
-LATE = -1e30  # a score below all others, and finite: such positions are still eligible
 
 
 class Rewrite(Protocol):
@@ -61,6 +59,7 @@ FACTS: Mapping[str, Any] = {
     "shadows": False,  # it reads `View.shadow`
     "revocable": False,  # it may open settled positions again
     "idles": False,  # it may settle none in a call, and ends all the same: each block after its `steps`
+    "tempered": False,  # its published code judges by the law after temperature and filters
     "remembers": False,  # what it keeps of a position counts in later blocks too, where the model sees the whole canvas
 }
 """What a select rule may say of itself, and what counts where it says nothing."""
@@ -193,7 +192,7 @@ class Canvas:
         choice = self.select(view, front.select)
         accept, edit = choice.accept & view.eligible, jnp.zeros_like(view.open)
         if not fact(self.select, "idles"):
-            accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
+            accept = accept | (best(view.sure, view.eligible) & ~accept.any(-1, keepdims=True))
         if choice.token is not None:
             edit = choice.accept & view.inside & ~view.open & (choice.token != view.current)
             view = view.replace(token=choice.token)
@@ -213,7 +212,7 @@ class Canvas:
         first = reply.position[:, :1]
         token = next_tokens(logits, state.sampling, state.key, first[:, 0], reply.position - first, logits.shape[1] - 1)
         law = filtered(logits, state.sampling) if self.tempered else logits
-        confidence = probability(law, token)
+        confidence, _ = likelihood(law, token)
         if self.ends == "late":
             confidence = jnp.where(jnp.isin(token, self.eos), LATE, confidence)
         at = jnp.minimum(reply.position, state.tokens.shape[1] - 1)

@@ -15,6 +15,13 @@ SCORES = ("probability", "margin", "entropy", "random")
 the second, minus the entropy in nats, or nothing but chance."""
 
 
+LATE = -1e30  # a score below all others, and finite: such positions are still eligible
+
+CERTAIN = 2.0**-53
+"""What float64 takes for nothing beside 1. The published loops compute in it, and of positions that are surer than this
+they settle the first; so does this engine."""
+
+
 @struct.dataclass
 class View:
     """One call on a window of W positions. Positions at or past the row's limit are neither open nor eligible."""
@@ -24,7 +31,7 @@ class View:
     position: Int32[Array, "B W"]
     token: Int32[Array, "B W"]  # what the call proposes
     current: Int32[Array, "B W"]  # what stands there
-    confidence: Float[Array, "B W"]  # probability of `token` under `law`
+    confidence: Float[Array, "B W"]  # probability of `token` by `law`; `LATE` where it shall be settled last
     open: Bool[Array, "B W"]
     inside: Bool[Array, "B W"]  # within the block
     lo: Int32[Array, "B"]  # the block is [lo, hi)
@@ -47,21 +54,41 @@ class View:
         return self.open & self.inside
 
     @property
+    def sure(self) -> Float[Array, "B W"]:
+        """What orders positions by confidence: its logarithm, which tells apart what float32 rounds to 0 or 1."""
+        known = jnp.minimum(likelihood(self.law, self.token)[1], -CERTAIN)
+        return jnp.where(self.confidence == LATE, LATE, known)
+
+    @property
     def entropy(self) -> Float[Array, "B W"]:
-        """Of the law at each position, in nats."""
-        log_p = jax.nn.log_softmax(self.law, axis=-1)
-        return -jnp.sum(jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * log_p, 0.0), axis=-1)
+        """Of the law at each position, in nats; a sum of what is not negative, so that small ones keep their digits."""
+        law = self.law
+        under = jnp.max(law, axis=-1, keepdims=True) - law
+        weight = jnp.exp(-under)
+        rest = jnp.sum(jnp.where(under > 0, weight, 0.0), axis=-1) + jnp.sum(under == 0, axis=-1, dtype=jnp.float32) - 1
+        return jnp.log1p(rest) + jnp.sum(jnp.where(weight > 0, weight * under, 0.0), axis=-1) / (1 + rest)
 
     def score(self, name: str) -> Float[Array, "B W"]:
-        """One of `SCORES`."""
+        """One of `SCORES`, as a number to be compared with a bar."""
         match name:
             case "probability":
                 return self.confidence
+            case "margin":
+                return jnp.exp(self.order("margin"))
+        return self.order(name)
+
+    def order(self, name: str) -> Float[Array, "B W"]:
+        """One of `SCORES` as far as its order goes: probability and margin as logarithms, see `sure`."""
+        match name:
+            case "probability":
+                return self.sure
+            case "margin":
+                law = self.law
+                top, which = lax.top_k(law, 2)
+                lead = jax.nn.log1mexp(top[..., 0] - top[..., 1])
+                return jnp.minimum(lead + likelihood(law, which[..., 0])[1], -CERTAIN)
             case "entropy":
                 return -self.entropy
-            case "margin":
-                top = lax.top_k(jax.nn.softmax(self.law, axis=-1), 2)[0]
-                return top[..., 0] - top[..., 1]
             case "random":
                 return uniform(self.key, self.position, ORDER)
         raise ValueError(f"There is no score {name!r}; there are {', '.join(SCORES)}.")
@@ -80,15 +107,18 @@ class Choice:
     token: Int32[Array, "B W"] | None = None
 
 
-def probability(logits: Float[Array, "B W V"], token: Int[Array, "B W"]) -> Float[Array, "B W"]:
-    """Of one token at each position, by its float32 logits.
+def likelihood(law: Float[Array, "B W V"], token: Int[Array, "B W"]) -> tuple[Float[Array, "B W"], Float[Array, "B W"]]:
+    """The probability of one token at each position, and its logarithm, from log weights of any size.
 
-    Written as a quotient of sums around the largest logit, which resolves 6e-8 near 1. exp(x - logsumexp(x)) is rounded
-    to the size of the logits: at 40 it calls 1 - 1e-7 and 1 - 8e-7 equal, and the order of positions is lost.
+    The logarithm is fine at both ends: near 1 it is what all others weigh together, near 0 a difference of log weights.
     """
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    own = jnp.exp(jnp.take_along_axis(logits, token[..., None], axis=-1) - top)
-    return (own / jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True))[..., 0]
+    top = jnp.max(law, axis=-1, keepdims=True)
+    mine = jnp.take_along_axis(law, token[..., None], axis=-1)
+    own = lax.broadcasted_iota(token.dtype, law.shape, 2) == token[..., None]
+    rest = jnp.sum(jnp.where(own, 0.0, jnp.exp(law - top)), axis=-1)
+    under = (mine - top)[..., 0]
+    weight = jnp.exp(under)
+    return weight / (weight + rest), jnp.where(under < 0, under - jnp.log(weight + rest), -jnp.log1p(rest))
 
 
 def rank(score: Float[Array, "B W"], among: Bool[Array, "B W"]) -> Int32[Array, "B W"]:

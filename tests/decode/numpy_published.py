@@ -8,13 +8,13 @@ import numpy as np
 
 
 def softmax(logits):
-    """In float32, as LLaDA's code has it: what it takes for 1 is equal, and the first of equals comes first."""
+    """In float64, as KLASS, WINO and Fast-dLLM compute it. LLaDA's own code rounds to float32, or less."""
     p = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)
 
 
 def without(logits, token):
-    logits = np.array(logits, np.float32)
+    logits = np.array(logits, np.float64)
     logits[..., token] = -np.inf
     return logits
 

@@ -57,15 +57,10 @@ class NumpyTables:
         return self.table[kind, :S], self.table[kind, S : 2 * S]
 
 
-def draw(seed, slots, vocab, scale, moving=1.0, flood=0.0, live=0):
-    """Random logits of a scale; `moving` is the share that depends on the canvas, `flood` what token 0 is ahead.
-
-    With `live` all but so many tokens of each position are out of reach: of two, a sum is rounded the same everywhere.
-    """
+def draw(seed, slots, vocab, scale, moving=1.0, flood=0.0):
+    """Random logits of a scale; `moving` is the share that depends on the canvas, `flood` what token 0 is ahead."""
     rng = np.random.default_rng(seed)
     still, some = rng.normal(size=(1, 2 * slots, vocab)), rng.normal(size=(KINDS, 2 * slots, vocab))
     table = scale * ((1 - moving) * still + moving * some)
     table[..., 0] += flood * rng.random(size=(1, 2 * slots))
-    if live:
-        table = np.where(table < np.sort(table[..., :-1], axis=-1)[..., -live, None], -1e4, table)
     return table.astype(np.float32)

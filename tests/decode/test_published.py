@@ -20,7 +20,7 @@ MODEL = Tables(V)
 SHARPNESS = {
     "smooth": dict(scale=3.1, moving=0.04),
     "sharp": dict(scale=25.0, moving=0.2),
-    "flooded": dict(scale=9.0, moving=0.2, flood=40.0, live=2),
+    "flooded": dict(scale=5.0, moving=0.2, flood=18.0),  # beyond float32, and within float64
 }
 
 

@@ -21,7 +21,7 @@ from paradec.decode.unmasking.quota import Quota
 from paradec.decode.unmasking.threshold import Threshold
 from paradec.decode.unmasking.time_grid import TimeGrid
 from paradec.decode.unmasking.wino import Wino
-from paradec.decode.view import View, best, probability, rank
+from paradec.decode.view import View, best, likelihood, rank
 from paradec.errors import InputError, UnknownName
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from tests.decode.canvases import LENGTHS, LIMITS, STARTS, chain, decode, denoiser, differs, on_chain, same
@@ -63,10 +63,11 @@ def test_ranks_and_ties():
 
 def test_probabilities_near_one_keep_their_order():
     logits = jnp.full((1, 3, 40), -1e4).at[0, :, 0].set(40.0).at[0, :, 1].set(jnp.asarray([26.0, 24.0, 38.0]))
-    p = np.asarray(probability(logits, jnp.zeros((1, 3), jnp.int32)))[0]
+    p, log_p = (np.asarray(x)[0] for x in likelihood(logits, jnp.zeros((1, 3), jnp.int32)))
     assert p[2] < p[0] < p[1] < 1
+    assert np.allclose(log_p, -np.log1p(np.exp([-14.0, -16.0, -2.0])), rtol=1e-5)
     assert np.allclose(1 - p, [np.exp(-14), np.exp(-16), 1 / (1 + np.exp(2))], atol=6e-8, rtol=0)
-    other = np.asarray(probability(logits, jnp.ones((1, 3), jnp.int32)))[0]
+    other = np.asarray(likelihood(logits, jnp.ones((1, 3), jnp.int32))[0])[0]
     assert np.allclose(other, np.exp([-14.0, -16.0, -2.0]) / (1 + np.exp([-14.0, -16.0, -2.0])), rtol=1e-5)
 
 

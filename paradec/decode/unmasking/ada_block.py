@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 
 from paradec import struct
-from paradec.decode.view import View, bar
+from paradec.decode.view import View, bar, best
 
 
 @struct.dataclass
@@ -41,8 +41,6 @@ class AdaBlock:
         begins = view.lo[:, None]
         near = view.open & (view.position >= begins) & (view.position < begins + self.ahead)
         ends = near & jnp.isin(view.token, self.delimiter)
-        sure = jnp.where(ends, view.confidence, -1.0)
-        at = jnp.argmax(sure, axis=-1)
-        found = jnp.max(sure, axis=-1) >= self.tau
-        past = jnp.take_along_axis(view.position, at[:, None], axis=1)[:, 0] + 1
-        return jnp.where(found, past, view.lo + self.size)
+        pick = best(view.sure, ends & (view.confidence >= self.tau))
+        past = jnp.max(jnp.where(pick, view.position + 1, 0), axis=-1)
+        return jnp.where(pick.any(-1), past, view.lo + self.size)

@@ -106,7 +106,7 @@ def compose(
     wait: bool = True,
     eos: Iterable[int] = (),
     ends: str = "free",
-    tempered: bool = False,
+    tempered: bool | None = None,
     words: int = 0,
 ) -> Canvas | FreeDave:
     """The method that `names`, joined by "+", describe, for one model.
@@ -114,7 +114,8 @@ def compose(
     Without a select rule it is static decoding, one position a call. `options` are the parts' own: "tau", or
     "threshold.tau" where several parts have one. `block` is the block length: None is the model's own, or the whole
     answer; `cache` one of "none", "dual", "prefix", "block", "sub_block" (see `decode.canvas_cache`), and `wait` says
-    whether rows wait for each other at block borders under it; `ends`, `tempered` and `words` are `Canvas`' own.
+    whether rows wait for each other at block borders under it; `ends`, `tempered` and `words` are `Canvas`' own, and
+    `tempered` None is as the select rule was published (Dream's after temperature, others before).
     Raises `UnknownName` for a part or an option that does not exist, `InputError` for parts that do not go together,
     or a model that fills no canvas.
     """
@@ -123,12 +124,14 @@ def compose(
     chosen = _parts(names)
     _check_names(chosen.values(), options or {})
     made = {slot: _make(part, _own(part, chosen, options or {}, eos)) for slot, part in chosen.items()}
+    select = made.get("select", Quota.of())
     fixed = block is not None or target.block > 0
     region = made.get("region") or (_blocks(target, block) if fixed else Everything())
     method = Canvas(
-        target=target, select=made.get("select", Quota.of()), region=region, rewrite=made.get("rewrite"),
+        target=target, select=select, region=region, rewrite=made.get("rewrite"),
         stop=made.get("stop"), cut=made.get("cut"), cache=_policy(cache, wait),
-        eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), ends=ends, tempered=tempered, words=words,
+        eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), ends=ends,
+        tempered=fact(select, "tempered") if tempered is None else tempered, words=words,
         name="+".join(part.name for part in chosen.values()) or "quota",
     )  # fmt: skip
     check(method, chosen)

@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import View, probability
+from paradec.decode.view import View, likelihood
 from paradec.ops.argmax import argmax
 
 
@@ -38,7 +38,7 @@ class Credit:
     def __call__(self, view: View, carry: PyTree) -> tuple[Float[Array, "B W V"], PyTree]:
         credit = jnp.where(view.fresh[:, None, None], 0.0, carry * self.beta)
         top = argmax(view.logits)
-        p = probability(view.logits, top)
+        p, _ = likelihood(view.logits, top)
         token = lax.broadcasted_iota(top.dtype, view.logits.shape, 2)
         gain = jnp.where(view.eligible, p**self.gamma, 0.0)
         credit = credit + jnp.where(token == top[..., None], gain[..., None], 0.0)

@@ -30,7 +30,7 @@ class Factor:
         return ()
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
-        place = rank(view.confidence, view.eligible)
+        place = rank(view.sure, view.eligible)
         # Confidence falls with the rank and the bar rises, so what passes is a prefix; the first always does.
         sure = view.confidence >= 1 - self.f / (place + 2).astype(jnp.float32)
         accept = view.eligible & (sure | (place == 0))

@@ -38,6 +38,6 @@ class Hierarchical:
         run = jnp.cumsum(begins, axis=-1, dtype=jnp.int32)
         slot = lax.iota(jnp.int32, run.shape[1])
         together = (run[:, None] == run[:, :, None]) & view.eligible[:, None]
-        mine, other = view.confidence[:, :, None], view.confidence[:, None]
+        mine, other = view.sure[:, :, None], view.sure[:, None]
         beaten = together & ((other > mine) | ((other == mine) & (slot[None, None] < slot[None, :, None])))
         return view.eligible & ~beaten.any(-1)

@@ -73,7 +73,7 @@ class EndOfText:
         """The new limit of each row, at most the old one."""
         says = view.open & jnp.isin(view.token, self.eos)
         sure = says & (view.confidence >= self.tau)
-        pick = sure if self.leftmost else best(view.confidence, sure)
+        pick = sure if self.leftmost else best(view.sure, sure)
         last = lambda mask: jnp.min(jnp.where(mask, view.position, OPEN - 1), axis=-1)
         chosen = accept & says
         end = jnp.where(chosen.any(-1), last(chosen), last(pick))

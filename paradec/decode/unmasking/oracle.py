@@ -27,5 +27,5 @@ class Oracle:
         right = jnp.take_along_axis(self.reference, at, axis=1)
         same = view.eligible & (view.token == right)
         stuck = ~same.any(-1, keepdims=True)
-        given = best(view.confidence, view.eligible) & stuck
+        given = best(view.sure, view.eligible) & stuck
         return Choice(same | given, token=jnp.where(view.open, right, view.current))

@@ -39,5 +39,5 @@ class Quota:
         steps = jnp.maximum(self.steps, 1)
         share = masks // steps + (step < masks % steps).astype(jnp.int32)
         k = jnp.where(self.steps > 0, share, self.per_call)
-        accept = rank(view.score(self.score), view.eligible) < k[:, None]
+        accept = rank(view.order(self.score), view.eligible) < k[:, None]
         return Choice(accept, carry=(masks, step + 1))

@@ -24,6 +24,7 @@ class TimeGrid:
     """
 
     idles = True  # a call may settle nothing: the engine lets it
+    tempered = True  # Dream reads its scores after temperature and filters
 
     steps: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(32))
     eps: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(1e-3))
@@ -63,8 +64,7 @@ class TimeGrid:
         return (jnp.round(share) if self.whole else jnp.floor(share)).astype(jnp.int32)
 
     def _heated(self, view: View) -> Float[Array, "B W"]:
-        score = view.score(self.score)
         key = jax.vmap(jax.random.fold_in)(view.key, view.turn)
         noise = -jnp.log(-jnp.log(jnp.clip(uniform(key, view.position, ORDER), 1e-20, 1 - 1e-7)))
-        hot = score / jnp.maximum(self.heat, 1e-20) + noise
-        return jnp.where(self.heat > 0, hot, score)
+        hot = view.score(self.score) / jnp.maximum(self.heat, 1e-20) + noise
+        return jnp.where(self.heat > 0, hot, view.order(self.score))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View, best, count, rank
+from paradec.decode.view import Choice, View, best, count, likelihood, rank
 from paradec.decode.view import bar as reached
 
 
@@ -41,14 +40,12 @@ class Wino:
     def __call__(self, view: View, carry: PyTree) -> Choice:
         last = jnp.where(view.fresh, 30, carry)
         cap = jnp.minimum(jnp.maximum((0.7 * count(view.eligible).astype(jnp.float32)).astype(jnp.int32), 5), self.most)
-        accept = view.eligible & (view.confidence > self.tau) & (rank(view.confidence, view.eligible) < cap[:, None])
-        accept = accept | (best(view.confidence, view.eligible) & ~accept.any(-1, keepdims=True))
+        accept = view.eligible & (view.confidence > self.tau) & (rank(view.sure, view.eligible) < cap[:, None])
+        accept = accept | (best(view.sure, view.eligible) & ~accept.any(-1, keepdims=True))
         settled = count(accept)
-        # In logs: of probabilities that float32 takes for 0, logs still tell the worst.
-        law = jax.nn.log_softmax(view.shadow, axis=-1)
-        held = jnp.take_along_axis(law, view.current[..., None], axis=-1)[..., 0]
-        doubted = view.inside & ~view.open & (view.position >= view.prompt[:, None]) & (jnp.exp(held) < self.bar)
-        worst = rank(-held, doubted)
+        held, log_held = likelihood(view.shadow, view.current)
+        doubted = view.inside & ~view.open & (view.position >= view.prompt[:, None]) & (held < self.bar)
+        worst = rank(-log_held, doubted)  # logarithms tell the worst of what float32 takes for 0
         most = jnp.where(count(doubted) >= last, last - 1, view.position.shape[1])
         reopen = doubted & (worst < most[:, None]) & (settled > 1)[:, None]
         return Choice(accept, carry=settled, reopen=reopen)
