@@ -30,6 +30,14 @@ jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+# On a CI machine random cases are the same in every run: a change is not judged by another's luck.
+if os.environ.get("CI") and importlib.util.find_spec("hypothesis"):
+    import hypothesis
+
+    hypothesis.settings.register_profile("ci", derandomize=True)
+    hypothesis.settings.load_profile("ci")
+
+
 # Every function of paradec is checked against its jaxtyping signature, but no `__init__` is: jaxtyping's hook as it
 # comes also checks the fields of dataclasses, and jax rebuilds a tree through `__init__` with whatever the leaves have
 # become (Spec, None, bool, NamedSharding, ShapeDtypeStruct, arrays with one axis more or less under vmap and scan).

@@ -120,7 +120,7 @@ def test_some(folder, words):
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, **LOOSE)
+@settings(max_examples=500, **LOOSE)
 @given(words=argv())
 def test_thousands(folder, words):
     check(words)

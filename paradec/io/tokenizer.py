@@ -138,6 +138,13 @@ class Tokenizer:
             ) from error
         except Exception as error:  # the Rust library raises bare Exception
             raise InputError(self._why_not(text)) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # its word for a bug of its own
+                raise
+            raise InputError(
+                f"The settings of this model's tokenizer contradict each other, and break the library that cuts text"
+                f" ({' '.join(str(error).split())[:200]}). Download its tokenizer.json again."
+            ) from error
 
     def _why_not(self, text: str) -> str:
         if not isinstance(self.core.model, tokenizers.models.WordLevel):

@@ -169,7 +169,8 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
         pass
     template = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        named = [entry for entry in template if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+        template = {entry["name"]: entry.get("template") for entry in named}
     if isinstance(template, dict):
         template = template.get("default")
     if template is not None and not isinstance(template, str):

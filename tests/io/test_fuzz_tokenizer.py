@@ -149,3 +149,9 @@ def test_every_kind_of_value_in_gguf_metadata(make: Any) -> None:
     for key in {*whole, *(f"tokenizer.ggml.{name}" for name in more)}:
         for value in (*ODD, ["x"] * 300, [0.5] * 300, [b"x"]):
             usable(Tokenizer.from_gguf, whole | {key: value})
+
+
+def test_templates_by_odd_names(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(FLAVOURS["bytes"]()[0].to_str())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": {"content": None}}]}))
+    usable(Tokenizer.from_folder, tmp_path)
