@@ -49,7 +49,7 @@ def test_compare_at_random_moments(tmp_path, monkeypatch, number):
         asked = time.monotonic()
         err = process.communicate(timeout=60)[1]
         took = time.monotonic() - asked
-        # After its last line Python shuts down, and there a signal ends it without asking: a shell says 130 for that too.
+        # After its last line Python shuts down, and there a signal ends it without asking.
         finished = process.returncode == 0 or (process.returncode == -number and out.read_text() != "old")
         assert finished or process.returncode == 128 + number, err
         assert took < SOON, f"asked after {moment:.1f} s of {whole:.1f}, it went after {took:.1f} s"
