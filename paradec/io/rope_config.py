@@ -46,7 +46,7 @@ def read_rope(fields: Fields, head_dim: int, max_length: int) -> Rope:
     rope = _rope(fields, found, fields.number("rope_theta", THETA), max_length, fields.get(_ORIGINAL) is not None)
     dropped = fields.get("rope_parameters") if fields.get("rope_scaling") else None
     lost = dropped.get("rope_theta", rope.theta) if isinstance(dropped, Mapping) else rope.theta
-    if lost != rope.theta:
+    if lost != rope.theta and "rope_theta" not in found:
         warnings.warn(
             f"{fields.where} has rope_theta = {lost} in rope_parameters, which rope_scaling replaces as a whole: "
             f"{rope.theta:g} is used, as transformers does. Write the rope_theta that is meant into rope_scaling.",
@@ -66,17 +66,17 @@ def read_ropes(fields: Fields, head_dim: int, max_length: int) -> tuple[Rope, Ro
         fields.fail("rope_parameters", nested, f"an object with the key {FULL!r}, since rope_scaling adds to it")
     ropes = []
     for kind, (key, theta) in _GEMMA_THETA.items():
-        found = (nested or {}).get(kind) or {}
+        found = ({"rope_type": "default"} if nested is None else nested.get(kind)) or {}
         if not isinstance(found, Mapping):
             fields.fail("rope_parameters", nested, "an object of objects")
-        found = {**found, **((over or {}) if kind == FULL else {})}
-        if found.get("type") not in (None, "default") and not found.get("rope_type"):
+        found = {**found, **((over or {}) if kind == FULL else {}), "truncate": True}  # no other truncate is read there
+        meant, kept = found.get("type"), found.get("rope_type")
+        if kind == FULL and over and "type" in over and kept and meant != kept:  # rope_type may stand in either
             warnings.warn(
-                f"{fields.where} scales by type = {found['type']!r}, which transformers does not read in this family, "
-                "so neither does paradec. Write rope_type where it is meant.",
+                f"{fields.where} scales by type = {meant!r}, and in a Gemma 3 rope_type = {kept!r} counts before it. "
+                "Write rope_type into rope_scaling where another is meant.",
                 stacklevel=2,
             )
-        found |= {"rope_type": found.get("rope_type") or "default", "truncate": True}  # nor another truncate
         ropes.append(_finite(fields, _rope(fields, found, fields.number(key, theta), max_length, False), head_dim))
     return ropes[0], ropes[1]
 

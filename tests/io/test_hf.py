@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,11 @@ def test_lost_theta() -> None:
         assert config(rope_parameters=PLAIN, rope_scaling=YARN).rope == Rope(1e4, "yarn", 4.0, 64)
     with pytest.warns(UserWarning, match="Write rope_type"):
         assert config("gemma3_text", rope_scaling={"type": "linear", "factor": 8.0}).rope == Rope(1e6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is lost in these
+        assert config(rope_parameters=PLAIN, rope_scaling=YARN | {"rope_theta": 9.0}).rope.theta == 9.0
+        nested = {"full_attention": {"type": "linear", "factor": 8.0}}
+        assert config("gemma3_text", rope_parameters=nested).rope == Rope(1e6, "linear", 8.0)
 
 
 def test_yarn_reads_further() -> None:
