@@ -58,7 +58,7 @@ class Decoder:
     def run(self, state: DecodeState, turns: int = int(loop.OPEN)) -> DecodeState:
         """The state after at most `turns` turns, finished; the given one is consumed.
 
-        The device is asked for about half a second's turns at a time, so that an interrupt is heard between them.
+        The device is asked for about a second's turns at a time, so that an interrupt is heard between them.
         """
         args = lambda some: (self.method, self.params, state, np.int32(some))
         program = self._program(loop.run, state.tokens.shape, args(1))

@@ -44,13 +44,14 @@ def finished(state: DecodeState) -> bool:
 
 @dataclasses.dataclass
 class Pace:
-    """How many turns to ask of `run` at once: about half a second's, because nothing interrupts a device call.
+    """How many turns to ask of `run` at once: about a second's.
 
-    The processes of one job must all ask for the same number, and each has a clock of its own: there it is fixed.
+    Nothing interrupts a device call, and each costs some milliseconds besides its turns. The processes of one
+    job must all ask for the same number, and each has a clock of its own: there it is fixed.
     """
 
     turns: int = 1
-    seconds = 0.5
+    seconds = 1.0
     together = 32
 
     def __post_init__(self) -> None:

@@ -24,9 +24,14 @@ NEXT, ACCEPT, RESIDUAL, DRAFT, ORDER = range(5)  # purposes of noise; one stream
 
 def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
     """One threefry key per row, from the seed and the row's number in its data set (not in its batch)."""
+    return _row_keys(np.uint32(seed), np.asarray(rows, np.uint32))
+
+
+@jax.jit
+def _row_keys(seed: Array, rows: Array) -> jax.Array:
     # Written out: under vmap, rbg keys would give a row other noise than the row alone.
     root = jax.random.key(seed, impl="threefry2x32")
-    return jax.vmap(lambda row: jax.random.fold_in(root, row))(jnp.asarray(rows, jnp.uint32))
+    return jax.vmap(lambda row: jax.random.fold_in(root, row))(rows)
 
 
 def gumbel(key: jax.Array, position: Int[Array, "B M"], vocab: int, purpose: int) -> Float[Array, "B M V"]:
@@ -169,13 +174,15 @@ def sampling(
 ) -> Sampling:
     """`Sampling` for a batch; each argument is one value for all rows or one per row."""
 
-    def spread(value: float | Sequence[float], dtype: type) -> Array:
-        return jnp.broadcast_to(jnp.asarray(value, dtype), (rows,))
+    def spread(value: float | Sequence[float], dtype: type) -> np.ndarray:
+        return np.broadcast_to(np.asarray(value, dtype), (rows,))
 
-    return Sampling(
-        temperature=spread(temperature, jnp.float32),
-        top_k=spread(top_k, jnp.int32),
-        top_p=spread(top_p, jnp.float32),
-        min_p=spread(min_p, jnp.float32),
-        repetition=spread(repetition, jnp.float32),
+    return jax.device_put(
+        Sampling(
+            temperature=spread(temperature, np.float32),
+            top_k=spread(top_k, np.int32),
+            top_p=spread(top_p, np.float32),
+            min_p=spread(min_p, np.float32),
+            repetition=spread(repetition, np.float32),
+        )
     )
