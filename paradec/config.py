@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,10 +29,34 @@ def as_json(config: Any) -> dict[str, Any]:
 def kept(config: Any, *fields: str) -> dict[str, Any]:
     """What of a configuration a checkpoint remembers and a second start must repeat: these fields, else all.
 
-    Never `run`, which says where a run lies and how often it saves.
+    Never `run`, which says where a run lies and how often it saves. What the files of these fields hold now belongs to
+    it, as `contents`: a run that goes on with other data, another alphabet even, is no longer the one that was begun.
     """
     everything = as_json(config)
-    return {name: everything[name] for name in fields or everything if name != "run"}
+    names = [name for name in fields or everything if name != "run"]
+    read = {str(path): digest(path) for name in names for path in _files(getattr(config, name))}
+    return {name: everything[name] for name in names} | ({"contents": read} if read else {})
+
+
+def digest(path: Path) -> str:
+    """The size of a file and a hash of its content, to be read by people and compared by programs."""
+    if not path.is_file():
+        return "no regular file"  # a pipe can be read once alone
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{path.stat().st_size:,} bytes, sha256 {found[:16]}"
+
+
+def _files(value: Any) -> Iterator[Path]:
+    """Every path in a configuration, or in a part of one."""
+    if isinstance(value, Path):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _files(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _files(item)
 
 
 def _plain(value: Any) -> Any:

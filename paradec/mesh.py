@@ -226,6 +226,30 @@ def whole(batch: PyTree) -> PyTree:
     return jax.tree.map(one, batch)
 
 
+def fetched(tree: PyTree, at_once: int = 2**28) -> PyTree:
+    """The arrays of a tree as numpy's, whole in every process of the job; all must call it together.
+
+    What lies on several processes is gathered `at_once` bytes at a time, because a device that holds its part of a
+    stack of layers has no room for all of it.
+    """
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return jax.device_get(x)
+        some = max(1, min(len(x), at_once * len(x) // x.nbytes))
+        part = jax.jit(
+            lambda x, first: jax.lax.dynamic_slice_in_dim(x, first, some),
+            out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()),
+        )
+        out = np.empty(x.shape, x.dtype)
+        for first in range(0, len(x), some):
+            begin = min(first, len(x) - some)  # where a slice that sticks out would be moved to without a word
+            out[begin : begin + some] = part(x, np.int32(begin))
+        return out
+
+    return jax.tree.map(one, tree)
+
+
 @functools.lru_cache(maxsize=64)
 def _holders(place: Placement, rows: int) -> dict[int, np.ndarray]:
     """The rows that each process holds."""

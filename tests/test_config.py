@@ -1,5 +1,6 @@
 """Configurations: presets, changes from the command line, differences."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -35,6 +36,21 @@ def test_differences_name_fields():
     b["plan"]["clip"], b["seed"] = 0.5, 3
     del b["shape"]["mlp"]
     assert config.differences(a, b) == ["plan.clip: 1.0 → 0.5", "seed: 0 → 3", "shape.mlp: 344 → (not there)"]
+
+
+def test_what_files_hold_belongs_to_a_configuration(tmp_path):
+    """And its place does not: `run` is where a run lies."""
+    text = tmp_path / "a.txt"
+    text.write_text("abc")
+    made = dataclasses.replace(lm.tiny(), data=lm.Data(kind="text", files=(text,)))
+    before = config.kept(made)
+    assert before["contents"] == {str(text): "3 bytes, sha256 ba7816bf8f01cfea"}
+    assert "contents" not in config.kept(made, "plan") and "contents" not in config.kept(lm.tiny())
+    text.write_text("abd")
+    (said,) = config.differences(before, config.kept(made))
+    assert said.startswith(f"contents.{text}: 3 bytes, sha256 ba7816bf8f01cfea → 3 bytes, sha256 ")
+    asked = dataclasses.replace(medusa.PRESETS["smollm2"][1], text=medusa.Text(prompts=(tmp_path / "none.jsonl",)))
+    assert config.kept(asked)["contents"] == {str(tmp_path / "none.jsonl"): "no regular file"}
 
 
 @pytest.mark.parametrize(

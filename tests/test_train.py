@@ -50,7 +50,8 @@ def test_a_new_model_from_text_can_be_loaded(tmp_path):
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
     data = lm_configs.Data(kind="text", files=(text,), length=33)
     shape = lm_configs.Shape(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, mlp=48)
-    state = program("lm").main(small(lm_configs.tiny(), tmp_path / "out", data=data, shape=shape))
+    config = small(lm_configs.tiny(), tmp_path / "out", data=data, shape=shape)
+    state = program("lm").main(config)
     facts = json.loads((tmp_path / "out" / "model" / "training.json").read_text())
     assert facts["alphabet"] == "".join(sorted(set(text.read_text())))
     assert facts["metrics"]["bits_per_character"] == pytest.approx(facts["metrics"]["loss"] / np.log(2))
@@ -61,6 +62,25 @@ def test_a_new_model_from_text_can_be_loaded(tmp_path):
     assert model.num_layers == 2 and model.vocab_size == len(facts["alphabet"])
     said = paradec.load(str(tmp_path / "out" / "model")).generate("the fox", raw=True, max_new_tokens=3)[0]
     assert len(said.text) == 3 and set(said.text) <= set(facts["alphabet"])
+    text.write_text(text.read_text() + "It was the same name, and another text!")
+    with pytest.raises(InputError, match=r"contents\.\S+text.txt: 1,800 bytes, sha256 \w+ → 1,839 bytes, sha256"):
+        program("lm").main(config)
+    assert json.loads((tmp_path / "out" / "model" / "training.json").read_text()) == facts
+
+
+@pytest.mark.slow
+def test_a_base_or_a_tokenizer_of_the_same_name_that_became_another(tmp_path):
+    base = Path(write_tiny_model(tmp_path / "base"))
+    chats = chat_file(tmp_path / "c.jsonl", *[talk()] * 20)
+    data = lm_configs.Data(kind="chats", files=(chats,), tokens=str(base), length=64)
+    config = small(lm_configs.tiny(), tmp_path / "out", steps=2, base=str(base), data=data, lora=1)
+    program("lm").main(config)
+    write_tiny_model(base, seed=1)
+    template = json.loads((base / "tokenizer_config.json").read_text())
+    template["chat_template"] = "{# Another. #}" + template["chat_template"]
+    (base / "tokenizer_config.json").write_text(json.dumps(template))
+    with pytest.raises(InputError, match=r"(?s)frozen_weights: \w+ → \w+.*tokenizer_digest: \w+ → \w+"):
+        program("lm").main(config)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def main(config: LearnedFilter) -> Path:
     train, held = recorded(lm, config, prompts).split(config.calls.held_out)
     filter = ConfidenceFilter(config.calls.block, config.filter.width)
     with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
-        weights = jax.device_get(fitted(config, filter, train, held))
+        weights = mesh.fetched(fitted(config, filter, train, held))
     said = verdicts(filter, weights, watched.filter_batch(held.columns))
     return export(config, lm, TrainedFilter(filter, weights), said, len(train))
 

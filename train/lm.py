@@ -58,6 +58,11 @@ class Corpus(NamedTuple):
     facts: dict[str, Any]
     tokenizer: Tokenizer | None = None
 
+    @property
+    def digest(self) -> dict[str, str]:
+        """What tells this tokenizer from another of the same name."""
+        return {"tokenizer_digest": self.tokenizer.digest()} if self.tokenizer else {}
+
 
 def main(config: Lm) -> TrainState:
     """Train, and leave the model as a Hugging Face folder in `run.out`."""
@@ -67,7 +72,7 @@ def main(config: Lm) -> TrainState:
         model, weights = start(config, corpus, place)
         trainable, frozen = params.partition(weights, lora.trained if config.lora else lambda name: True)
         objective = NextToken(model, remat=config.remat)
-        kept = configs.kept(config)
+        kept = configs.kept(config) | corpus.digest
         held = chain.HeldOut(corpus.held, config.batch, length=corpus.pack)
         rows = chain.batches(corpus.train, config.batch, seed=config.seed, pack=corpus.pack)
         state = loop.fit(
@@ -76,7 +81,7 @@ def main(config: Lm) -> TrainState:
             evaluate=loop.evaluator(config.plan, objective, frozen, held),
             work=work(config, model, trainable, frozen, next(iter(rows))),
         )  # fmt: skip
-        final = lora.merged(params.merge(state.learned, frozen))
+        final = mesh.fetched(lora.merged(params.merge(state.learned, frozen)))
     export(config, model, final, corpus, held, kept)
     return state
 
@@ -161,7 +166,7 @@ def export(config: Lm, model: Transformer, weights: PyTree, corpus: Corpus, held
         said += f"; no model can go below {corpus.facts['entropy']:.4f}"
     if jax.process_index() == 0:
         folder = config.run.out / "model"
-        save_hf(folder, model, jax.device_get(weights))
+        save_hf(folder, model, weights)
         if corpus.tokenizer is not None:
             corpus.tokenizer.save(folder)
         facts = {"config": kept, "command": " ".join(["python", *sys.argv]), "metrics": last} | corpus.facts

@@ -81,10 +81,10 @@ def main(config: Masked) -> TrainState:
             evaluate=loop.evaluator(config.plan, objective, frozen, held),
             work=Work(tokens=config.batch * corpus.length),
         )  # fmt: skip
-        final = params.merge(state.learned, frozen)
+        final = mesh.fetched(params.merge(state.learned, frozen))
     if jax.process_index() == 0:
         folder = config.run.out / "model"
-        save_hf(folder, model, jax.device_get(final))
+        save_hf(folder, model, final)
         if corpus.words:
             save_words(folder, corpus.words)
         elif corpus.alphabet:

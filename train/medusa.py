@@ -66,7 +66,7 @@ def main(config: Medusa) -> Path:
         else:
             read = map(mesh.whole, chain.HeldOut(held, config.batch, traces.head_batch))
         right = accuracy(heads, weights, short, read, config.heads.ranks)
-    return export(config, lm, Trained(heads, jax.device_get(weights), np.asarray(short.token)), right, len(train))
+    return export(config, lm, Trained(heads, mesh.fetched(weights), np.asarray(short.token)), right, len(train))
 
 
 def check(config: Medusa, lm: LanguageModel) -> None:
@@ -177,7 +177,7 @@ def second_stage(
         key=key, config=kept, work=Work(tokens=joint.rows * joint.length),
     )  # fmt: skip
     whole = lora.merged(params.merge(state.learned["base"], frozen))
-    return dataclasses.replace(lm, params=jax.device_get(whole), decoders={}, parts={}), state.learned["heads"]
+    return dataclasses.replace(lm, params=mesh.fetched(whole), decoders={}, parts={}), state.learned["heads"]
 
 
 def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:

@@ -9,6 +9,7 @@ decoded token by token (`Detokenizer`) is the text decoded at once, whatever the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import os
@@ -100,6 +101,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest token id. A model's table can be longer: its last rows then mean nothing."""
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def digest(self) -> str:
+        """A hash of the vocabulary, of how it is used, and of the chat template: what tells two tokenizers apart."""
+        said = f"{self.core.to_str()}\0{self.chat_template or ''}"
+        return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()[:16]
 
     @property
     def bos_id(self) -> int | None:

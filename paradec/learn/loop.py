@@ -7,6 +7,8 @@ reaches the same bits as if it had never stopped.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +27,7 @@ from paradec import config as configs
 from paradec import mesh, params
 from paradec.errors import Diverged, InputError, Stopped, check_least
 from paradec.io import run_lock, writers
-from paradec.io.checkpoint import Checkpoints
+from paradec.io.checkpoint import Checkpoints, digests
 from paradec.learn import step as steps
 from paradec.learn.report import Clock, Report, Work
 from paradec.learn.step import Loss, Objective, Plan, TrainState
@@ -82,12 +84,14 @@ def fit(
     """Train until `plan.steps`, from the newest whole checkpoint in `run.out` or from the beginning.
 
     `data` yields the rows of each batch that this process holds (`mesh.held`), as numpy arrays. `config` is the whole
-    configuration as JSON; a checkpoint made with another is refused, with the differences, unless `run.changed`.
+    configuration as JSON; a checkpoint made with another, or on other frozen weights, is refused, with the differences,
+    unless `run.changed`.
     `evaluate` returns numbers, `loss` among them. SIGTERM (and a preemption notice, under `jax.distributed`) saves and
     raises `Stopped`, so that nobody takes half-trained weights for the result. Raises `Diverged` after a last
     checkpoint when loss or gradient is not finite.
     """
     trainable, frozen, key = (_on_mesh(tree) for tree in (trainable, steps.narrowed(plan, frozen), key))
+    config = dict(config) | _told_by(frozen)
     abstract = abstract_state(plan, trainable, key)
     make = jax.jit(partial(steps.init, plan), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
     batches = iter(data)
@@ -100,7 +104,7 @@ def fit(
             state, first = found.state, found.step
             _go_on(batches, found.positions)
         with writers.opened(run.out, run.log, first, config) as logs, Report(logs, first, plan.steps, work) as report:
-            turn = _Turn(run, plan, objective, frozen, batches, dict(config), evaluate, kept, report, asked)
+            turn = _Turn(run, plan, objective, frozen, batches, config, evaluate, kept, report, asked)
             if first >= plan.steps and evaluate and not mesh.first_says(writers.evaluated(run.out, first) is not None):
                 turn.look(first, state)  # its log was lost
             return turn.all(state, first)
@@ -220,6 +224,12 @@ def _go_on(batches: Any, positions: Sequence[Any]) -> None:
         batches.set_state(mine[0])
     except Exception as error:  # grain raises many kinds
         raise InputError(f"The data cannot go on where the checkpoint left it ({error}); it has changed.") from error
+
+
+def _told_by(frozen: PyTree) -> dict[str, str]:
+    """A hash of the weights that no checkpoint keeps."""
+    hashes = [hash_.tolist() for hash_ in jax.tree.leaves(jax.device_get(digests(frozen)))]
+    return {"frozen_weights": hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]} if hashes else {}
 
 
 def _same_config(run: Run, mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

@@ -159,6 +159,22 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     ]  # fmt: skip
 
 
+def test_other_frozen_weights_are_another_run(tmp_path):
+    """No checkpoint keeps them, so what was learned on some would go on with others."""
+    structure, weights = model()
+    sides = params.partition(weights, lambda name: name == "norm")
+    ask = {"key": jax.random.key(1), "config": {}}
+    go = lambda frozen, **run: loop.fit(
+        Run(out=tmp_path, **run), dataclasses.replace(PLAN, steps=2), NextToken(structure), sides[0], frozen,
+        chain.batches(CHAIN, 8), **ask,
+    )  # fmt: skip
+    first, other = go(sides[1]), sides[1].replace(embed=-sides[1].embed)
+    assert same(first, go(sides[1]))
+    with pytest.raises(InputError, match=r"frozen_weights: \w+ → \w+"):
+        go(other)
+    assert int(go(other, changed=True).step) == 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Explodes:
     """Next-token prediction whose loss is no number when the batch begins with `token`."""
