@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradec import catalog
-from paradec.errors import UnknownName
+from paradec.errors import MOST_REPEATS, UnknownName, at_least
 from paradec.lm import Decoder, Generation, LanguageModel, Request
-from paradec.request import Prompts, at_least, names, options_of, texts
+from paradec.request import Prompts, names, options_of, texts
 from paradec.types import Method
 
 COLD = -1
@@ -113,7 +113,7 @@ def compare(
     `track` gets what there is to run, and passes it through: for a progress bar, such as `console.track`. Raises
     `UnknownName` for options of a method that is not compared.
     """
-    plain, given, repeats = catalog.reference(lm.model), texts(prompts), at_least("repeats", repeats, 0)
+    plain, given, repeats = catalog.reference(lm.model), texts(prompts), at_least("repeats", repeats, 0, MOST_REPEATS)
     wanted = {catalog.title(method): method for method in [plain, *names(methods)]}
     args = {name: options_of(own, f"method_args[{name!r}]") for name, own in options_of(method_args).items()}
     for name in args:

@@ -14,6 +14,7 @@ from paradec import viz
 from paradec.commands import options as o
 from paradec.commands.compare import show
 from paradec.console import ERR, OUT, say, track
+from paradec.errors import MOST_REPEATS, at_least
 
 PROMPT = (
     "Repeat this list:\n"
@@ -37,7 +38,7 @@ def demo(
 
     o.Sample(max_new_tokens=max_new_tokens).request()
     o.check_prompt(prompt)
-    o.check_repeats(repeats)
+    at_least("repeats", repeats, 0, MOST_REPEATS)
 
     begin = time.perf_counter()
     lm = o.load_model(model, "float32")

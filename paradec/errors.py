@@ -56,6 +56,9 @@ class Stopped(ParadecError):
     """A training run was asked to go (SIGTERM, preemption) before its last step. Nothing is lost; start it again."""
 
 
+MOST_REPEATS = 10_000
+"""Rounds that a comparison may be asked for."""
+
 KINDS: Mapping[type, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "texts"
 }  # fmt: skip
@@ -117,3 +120,12 @@ def check_least(config: Any, least: Mapping[str, int]) -> None:
     """Raise `InputError` for the first field of another kind than it declares, or below its least value."""
     check_kinds(config)
     check_fields(config, {name: (getattr(config, name) >= n, f"at least {n}") for name, n in least.items()})
+
+
+def at_least(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number given by a caller. Raises `InputError` where it is none, too small, or above `most`."""
+    number = as_kind(name, value, int)
+    if number < least or (most is not None and number > most):
+        upper = "" if most is None else f" and at most {most}"
+        raise InputError(f"{name} must be at least {least}{upper}; {number} was given.")
+    return number

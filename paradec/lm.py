@@ -17,10 +17,10 @@ from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.unmasking.compose import ENGINE, compose
 from paradec.decoder import Decoder, Program, precision
-from paradec.errors import InputError
+from paradec.errors import InputError, at_least
 from paradec.io.detokenize import Transcript
 from paradec.io.tokenizer import Tokenizer
-from paradec.request import Generation, Prompts, Request, Text, at_least, one_text, options_of, texts
+from paradec.request import Generation, Prompts, Request, Text, one_text, options_of, texts
 from paradec.types import DecodeState, Model, Prompt
 
 __all__ = ["Decoder", "Generation", "LanguageModel", "Request", "Text", "precision"]

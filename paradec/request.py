@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
 from paradec.decode.loop import bucket
-from paradec.errors import InputError, UnknownName, as_kind, check_fields, check_kinds
+from paradec.errors import InputError, UnknownName, check_fields, check_kinds
 from paradec.types import Method
 from paradec.viz.trace import Trace
 
@@ -151,14 +151,6 @@ def options_of(given: Any, what: str = "method_args") -> dict[str, Any]:
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise InputError(f"{what} must map names to values, as in {{'window': 8}}; {_brief(given)} was given.")
     return dict(given)
-
-
-def at_least(name: str, value: Any, least: int) -> int:
-    """A whole number given by a caller. Raises `InputError` where it is none, or too small."""
-    number = as_kind(name, value, int)
-    if number < least:
-        raise InputError(f"{name} must be at least {least}; {number} was given.")
-    return number
 
 
 def _items(given: Any, what: str) -> list[Any]:

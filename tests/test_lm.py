@@ -241,7 +241,7 @@ def test_one_string_is_one_string_and_a_wrong_name_an_error(lm):
     for bad in ([], ["jacobi", 3]):
         with pytest.raises(InputError):
             paradec.compare(lm, bad, ["jacobi"], **few)
-    for repeats in (-1, True):
+    for repeats in (-1, True, 2**31 - 1):
         with pytest.raises(InputError, match="repeats"):
             paradec.compare(lm, "Hello", ["jacobi"], max_new_tokens=2, repeats=repeats)
     for options in ({"jacobi": {"window": 2.5}}, {"jacobi": {"window": "3"}}):

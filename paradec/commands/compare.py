@@ -10,7 +10,7 @@ import tyro
 
 from paradec.commands import options as o
 from paradec.console import OUT, track, write
-from paradec.errors import ExactnessError
+from paradec.errors import MOST_REPEATS, ExactnessError, at_least
 from paradec.io import whole_file
 
 
@@ -33,7 +33,7 @@ def compare(
 
     names = o.listed(methods)
     options = o.split_options(names, method_arg) if names else {}
-    o.check_repeats(repeats)
+    at_least("repeats", repeats, 0, MOST_REPEATS)
     whole_file.check_all({"--json": (json_path, ()), "--html": (html, ())})
     sample.request()
     bad: list[str] = []

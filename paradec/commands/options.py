@@ -111,12 +111,6 @@ def check_prompt(prompt: str) -> str:
     return prompt
 
 
-def check_repeats(repeats: int) -> None:
-    """Raise `InputError` for a number of rounds that cannot be run."""
-    if not 0 <= repeats <= 10_000:
-        raise InputError(f"repeats must be at least 0 and at most 10000; {repeats} was given.")
-
-
 def listed(names: str) -> list[str]:
     """Names that are separated by commas."""
     return [name.strip() for name in names.split(",") if name.strip()]
