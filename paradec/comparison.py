@@ -192,8 +192,7 @@ def divergence(
     text = jnp.asarray([[*encoded[b], *r[:at]]], jnp.int32)
     if catalog.denoises(lm.model):  # its next token depends on the canvas behind it too
         return {"row": b, "position": at, "top2_gap": None}
-    logits = lm.model.forward(lm.params, text).logits[0, -1]
-    best = jnp.sort(logits)[-2:]
+    best = jax.jit(lambda weights, text: jnp.sort(lm.model.forward(weights, text).logits[0, -1])[-2:])(lm.params, text)
     return {"row": b, "position": at, "top2_gap": float(best[1] - best[0])}
 
 

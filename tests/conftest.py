@@ -89,7 +89,6 @@ OPTIMIZED = (
     "oracle",
     "test_cli.py",
     "test_explain.py",
-    "test_shipped_heads.py",
     "test_shipped_lists.py",
     "test_smollm2.py",
 )

@@ -123,11 +123,14 @@ def test_work_is_counted_from_shapes(on_cpu):
 
 
 def test_heads_read_the_list_they_choose_from():
-    ask = dict(model="tiny", slots=256, dtype="float32", num_draft=3)
-    whole, short = (explain("medusa", **ask, short_list=n) for n in (0, 16))
+    ask = dict(model="tiny", slots=256, dtype="float32")
+    short = explain("medusa", **ask, short_list=16, num_draft=3)
+    with mesh.use(mesh.make_mesh(1, 1)) as place:
+        whole = compiler.build(Request("medusa", options={"num_draft": 3}, **ask), place)
     assert whole.counted.weights - short.counted.weights == 4 * (96 - 16) * 32
     assert whole.counted.flops - short.counted.flops == 2 * 4 * (96 - 16) * 32
-    assert whole.fits and short.memory.arguments > whole.memory.arguments and short.moves == ()
+    table = 4 * 16 * 32  # beside what the model itself has
+    assert short.fits and short.moves == () and short.memory.arguments > short.counted.weights + table
 
 
 def test_a_report_survives_json(on_cpu):
@@ -164,12 +167,14 @@ def test_a_commit_that_rewrites_the_cache_is_found_out(monkeypatch):
         assert compiler.measure(request, compiler.build(request, place), "cpu").moves
 
 
-def test_the_command_prints_a_table_or_json(capsys):
-    assert main(["explain", "--model", "tiny", "--slots", "128", "--dtype", "float32"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "One step of ar on tiny" in printed and "No copy, transpose or gather of a cache's shape." in printed
+def test_the_command_prints_a_table_or_json(capsys, monkeypatch, on_cpu):
     assert main(["explain", "--model", "tiny", "--slots", "16", "--program", "train", "--json"]) == 0
     report = Report.parse(json.loads(capsys.readouterr().out))
+    monkeypatch.setattr("paradec.explain.api.ask", lambda request: on_cpu)
+    assert main(["explain", "--method", "prompt_lookup", "--model", "tiny"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "One step of prompt_lookup, num_draft=4 on tiny" in printed
+    assert "No copy, transpose or gather of a cache's shape." in printed
     assert report.counted.flops > 0 and report.memory.temporaries > 0
 
 

@@ -152,7 +152,7 @@ def test_compare_finds_a_divergence(lm, monkeypatch):
 
     monkeypatch.setattr(lm, "decoder", lossy)
     assert catalog.promises("jacobi", {}, 2.0)
-    report = paradec.compare(lm, PROMPTS, ["jacobi"], max_new_tokens=20, temperature=2.0, repeats=1)
+    report = paradec.compare(lm, PROMPTS, ["jacobi"], max_new_tokens=20, temperature=2.0, repeats=1, batch_size=4)
     (broken,) = report.broken()
     where = broken.first_divergence
     assert broken.method == "jacobi" and broken.identical < 4
@@ -301,8 +301,7 @@ def test_a_draft_model_of_another_tokenizer_is_refused(lm, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [-7, 30])
-@pytest.mark.parametrize("accept", ["match", "rejection"])
+@pytest.mark.parametrize(("rows", "accept"), [(-7, "rejection"), (30, "match")])
 def test_a_draft_model_may_be_padded_otherwise(lm, plain, rows, accept):
     """Its table may have rows that mean nothing, or lack those that mean nothing in the target's."""
     table = lambda x: x[:rows] if rows < 0 else jnp.concatenate([x, x[:rows]])

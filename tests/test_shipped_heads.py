@@ -1,4 +1,4 @@
-"""The heads that paradec ships: found by the model's weights, exact, worth their calls, and small."""
+"""The heads that paradec ships: small, and for one model alone. What they are good for is in test_smollm2."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from paradec.errors import InputError
 from paradec.models.ranked_tree import best_first, expected
 from tests.fixtures import write_tiny_model
 
-PROMPTS = [
-    "A baker sells 12 loaves an hour for 5 hours. Each loaf costs 3 dollars. How much money does the baker make?",
-    "Explain why the sky is blue.",
-]
 HEADS = parts.SHIPPED / "smollm2-135m"
 
 
@@ -27,14 +23,6 @@ def test_they_are_small_and_say_where_they_come_from():
     assert accuracy.shape == (4, 10) and (np.diff(accuracy[:, 0]) < 0).all()
     tree = tuple(tuple(path) for path in facts["tree"])
     assert tree[:7] == best_first(accuracy, 7) and expected(accuracy, tree[:15]) > 1.7
-
-
-def test_a_comparison_needs_nothing_but_the_name(smollm2):
-    ask = dict(max_new_tokens=48)
-    plain = smollm2.generate(PROMPTS, **ask)
-    drafted = smollm2.generate(PROMPTS, method="medusa", method_args={"num_draft": 7}, batch_size=2, **ask)
-    assert [r.token_ids for r in plain] == [r.token_ids for r in drafted]
-    assert sum(r.new_tokens for r in drafted) / sum(r.calls for r in drafted) > 1.5
 
 
 def test_another_model_does_not_get_them(tmp_path):

@@ -101,7 +101,7 @@ def test_blocks_of_one_are_autoregressive_decoding(temperature):
         same(right, decode(compose(target, "quota", cache=cache), params, temperature=temperature))
 
 
-SHAPES = [(1, {}), (1, {"shift": True}), (1, {"grid": "prompt"}), (3, {}), (3, {"grid": "prompt"})]
+SHAPES = [(1, {}), (3, {"grid": "prompt"})]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_mutants_are_caught(monkeypatch, name):
     jax.clear_caches()
 
 
-CASES = int(os.environ.get("PARADEC_CASES", "64"))
+CASES = int(os.environ.get("PARADEC_CASES", "24"))
 
 
 MANY = pytest.mark.skipif("PARADEC_CASES" not in os.environ, reason="takes PARADEC_CASES=1000")

@@ -145,7 +145,7 @@ def test_the_cache_after_a_decode_is_that_of_a_fresh_prefill():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lookahead", "tree"])
+@pytest.mark.parametrize("name", ["tree"])
 def test_the_step_by_hand_without_jit(name):
     case = Case("transformer", name)
     laws.loops(case.params, case.fixed(), PROMPT, by_hand=2)

@@ -14,8 +14,11 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "cache"),
+    [("quota", "none"), ("quota", "prefix"), ("quota", "dual"), ("threshold", "dual"), ("factor", "none"),
+     ("factor", "prefix")],
+)  # fmt: skip
 def test_the_path_is_that_of_the_published_procedure(rule, cache):
     options, choose = RULES[rule]
     target, params = denoiser(2)

@@ -18,7 +18,7 @@ from tests.io.tiny_tokenizers import FLAVOURS, write
 HI = [{"role": "user", "content": "Hi"}]
 ODD = (None, True, -1, 0, 300, 10**40, 0.5, "", "the", "\ud800", [], [1], ["x"], {}, {"a": 1}, {"1": 2})
 quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-CASES = [100, pytest.param(2000, marks=pytest.mark.slow)]
+CASES = [30, pytest.param(1000, marks=pytest.mark.slow)]
 FILES = {
     "tokenizer_config": [
         *("tokenizer_class", "bos_token", "eos_token", "unk_token", "pad_token", "image_token", "added_tokens_decoder"),
