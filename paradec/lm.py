@@ -162,13 +162,15 @@ class LanguageModel:
         if catalog.denoises(self.model):
             self._check_canvas(ask)
         row = catalog.row_of(method)
-        kind = row.part if row else None
-        part = self.part(kind, options.pop(kind, None)) if kind else None
+        needs: dict[str, PyTree] = {}
+        if row and (kind := row.part):
+            part = self.part(kind, options.pop(kind, None))
+            if part is None:
+                raise InputError(f"{name} needs {kind} weights: pass method_args={{{kind!r}: …}}.")
+            needs[kind] = part.params
         if options:
             raise InputError(f"This {name} is built already; {', '.join(options)} cannot be set any more.")
-        if kind and part is None:
-            raise InputError(f"{name} needs {kind} weights: pass method_args={{{kind!r}: …}}.")
-        return method, {} if part is None else {kind: part.params}
+        return method, needs
 
     def _check_canvas(self, ask: Request) -> None:
         if ask.repetition != 1:

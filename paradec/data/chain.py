@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import grain
 import numpy as np
@@ -85,7 +85,8 @@ class _Dealt:
 
     def __getitem__(self, index: int) -> Row:
         number, place = divmod(int(index), len(self.held))
-        return self.rows[self.first + number * self.batch + self.held[place]]
+        row = self.rows[self.first + number * self.batch + self.held[place]]
+        return cast(Row, row)  # None only where a filter has dropped it, and there is none
 
 
 class _Batches(Iterator):

@@ -81,7 +81,8 @@ def _rewriting(step: Mapping[str, Any]) -> tuple[Callable[[str], str], Callable[
     """What one step of a decoder makes of a text's first token and of a later one."""
     match step:
         case {"type": "Replace", "pattern": {"String": old}, "content": new}:
-            return (lambda token: token.replace(old, new),) * 2
+            replaced = lambda token: token.replace(old, new)
+            return replaced, replaced
         case {"type": "Strip", "content": space, "start": start}:
             stripped = lambda token: re.sub(f"^{re.escape(space)}{{0,{start}}}", "", token)
             return stripped, stripped

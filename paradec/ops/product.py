@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -31,5 +31,5 @@ def _tangent(subscripts: str, operands: tuple, tangents: tuple) -> tuple[Array, 
     """The product rule in the operands' type. Backwards the cast comes first, which is what it is for."""
     (a, b), (da, db) = operands, tangents
     pairs = [(x, y) for moved, x, y in ((da, da, b), (db, a, db)) if not isinstance(moved, SymbolicZero)]
-    change = sum(jnp.einsum(subscripts, x, y).astype(jnp.float32) for x, y in pairs)
+    change = reduce(jnp.add, (jnp.einsum(subscripts, x, y).astype(jnp.float32) for x, y in pairs))
     return _wide(subscripts, a, b), change
