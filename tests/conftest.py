@@ -26,7 +26,7 @@ from jax._src import compiler  # jax has no public option for all compiles of a 
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_debug_key_reuse", os.environ.get("PARADEC_CHECKS", "1") != "0")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
@@ -71,8 +71,9 @@ def _askable(annotation: Any) -> bool:
     return True
 
 
-# A bare accelerator machine may lack beartype; PARADEC_TYPECHECK=0 leaves it out (to look at a traceback, say).
-if importlib.util.find_spec("beartype") and os.environ.get("PARADEC_TYPECHECK", "1") != "0":
+# A bare accelerator machine may lack beartype. PARADEC_CHECKS=0 leaves out this and the check of keys, two fifths of a
+# test's time: to look at a traceback, or where more cases run of what the quick tests check already (`make slow`).
+if importlib.util.find_spec("beartype") and os.environ.get("PARADEC_CHECKS", "1") != "0":
     import jaxtyping
 
     jaxtyping.install_import_hook("paradec", f"{__name__}.check_signature")

@@ -40,7 +40,7 @@ def test_keys_may_be_folded_again_and_again():
 
 def test_signatures_are_checked_and_trees_are_not():
     checked = pytest.importorskip("beartype") and hasattr(params.count, "__wrapped__")
-    assert checked, "paradec was imported before the hook of conftest.py, or PARADEC_TYPECHECK=0 is set"
+    assert checked, "paradec was imported before the hook of conftest.py, or PARADEC_CHECKS=0 is set"
     with pytest.raises(TypeError, match="Type-check error"):
         Rows.chain(jnp.ones((2, 3)))  # floats are not tokens
     verdict = Verdict(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from paradec.errors import ParadecError
 from paradec.io.hf import load_hf
+from paradec.models.transformer import Transformer, Weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -225,7 +227,12 @@ def ours(folder: Path) -> np.ndarray | str:
             model, weights = load_hf(folder, "float32")
     except ParadecError as error:
         return str(error)
-    return np.asarray(jax.jit(model.forward)(weights, jnp.asarray(TOKENS)).logits)
+    return np.asarray(logits(model, weights))
+
+
+@partial(jax.jit, static_argnums=0)  # by the model's value: many spellings are one model, and compile once
+def logits(model: Transformer, weights: Weights) -> jax.Array:
+    return model.forward(weights, jnp.asarray(TOKENS)).logits
 
 
 @pytest.mark.parametrize("name", [*ROPE, *OTHER])
