@@ -21,7 +21,6 @@ def golden():
     [
         ("ar", {}, slice(0, 10), 1.0),
         ("medusa", {"num_draft": 7}, slice(10, 20), 1.3),  # the heads that paradec ships, found by the weights
-        pytest.param("prompt_lookup", {}, slice(0, 20), 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_greedy_text_is_that_of_transformers(smollm2, golden, method, options, rows, least):
