@@ -30,8 +30,8 @@ test: .venv/.test
 	@echo "Running the quick tests on $(CORES) processes"
 	@$(PYTEST) -m "$(NEED_NO_EXTRA) and not slow" $(ARGS)
 
-# pytest's 5 is "no test was selected". The checks of tests/conftest.py are left out: they see nothing in more cases that
-# they did not see in the quick ones. PARADEC_CHECKS=1 brings them back.
+# pytest's 5 is "no test was selected". The checks of tests/conftest.py are left out here and below, for their time: most
+# of this is more cases of what the quick tests check. PARADEC_CHECKS=1 brings them back.
 slow: .venv/.test
 	@echo "Running the slow tests on $(CORES) processes"
 	@$(UNCHECKED) $(PYTEST) -m "$(NEED_NO_EXTRA) and slow" $(ARGS) || [ $$? -eq 5 ]

@@ -71,8 +71,8 @@ def _askable(annotation: Any) -> bool:
     return True
 
 
-# A bare accelerator machine may lack beartype. PARADEC_CHECKS=0 leaves out this and the check of keys, two fifths of a
-# test's time: to look at a traceback, or where more cases run of what the quick tests check already (`make slow`).
+# A bare accelerator machine may lack beartype. PARADEC_CHECKS=0 leaves out this and the check of keys (a quarter and a
+# sixth of the laws' time): to look at a traceback, or where mostly more cases of the quick tests run (`make slow`).
 if importlib.util.find_spec("beartype") and os.environ.get("PARADEC_CHECKS", "1") != "0":
     import jaxtyping
 
