@@ -96,17 +96,29 @@ OPTIMIZED = (
 """Where real models run, or compiled programs are looked at."""
 
 
-PLAIN = {"xla_cpu_use_fusion_emitters": False}
-"""XLA's older way to emit loops: half the time to compile (jaxlib 0.10)."""
+PLAIN = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+"""XLA's older way to emit loops, and one LLVM module a program: half the time to compile (jaxlib 0.10)."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Other tests compile many tiny programs and run each for a moment: optimisations would take most of it."""
     quickly = not {request.path.name, request.path.parent.name} & set(OPTIMIZED)
+    if not quickly:
+        jax.clear_caches()  # of what other files compiled quickly
     _compile(quickly)
     yield quickly
     _compile(False)
+    if not quickly or _memory_maps() > 20_000:
+        jax.clear_caches()
+
+
+def _memory_maps() -> float:
+    """How many this process has. Every compiled program keeps some, and with more than 65,530 the compiler crashes."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux
+        return float("inf")
 
 
 @pytest.fixture
@@ -138,13 +150,6 @@ def _plain_is_known() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forget_programs() -> Iterator[None]:
-    """Every compiled program keeps memory maps, and a process may have 65530: with more the compiler crashes."""
-    yield
-    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

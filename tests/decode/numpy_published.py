@@ -1,7 +1,7 @@
 """Published samplers that remember, take back, draw or speculate: slowly, in NumPy, for one row, from their procedures.
 
 Nothing here is shared with the engine. Each returns tokens of the answer, the call that settled each (the last one,
-where a token may be taken back), and the number of calls; FreeDave also the rows that its calls computed.
+where a token may be taken back), the number of calls, and the rows that these computed.
 """
 
 import numpy as np
@@ -47,11 +47,11 @@ def klass(run, prompt, new, block, mask, tau, kl, history):
                 ready = np.isin(np.arange(len(canvas)), best_first(p.max(-1), todo)[:1])
             canvas[ready], when[ready] = p.argmax(-1)[ready], calls
             step += 1
-    return canvas[len(prompt) :], when[len(prompt) :], calls
+    return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
 def wino(run, prompt, new, block, mask, tau, bar):
-    """WINO as published: a shadow of every position of the block judges what an earlier call settled there."""
+    """WINO as published: a shadow of every position of the block, one more row each, judges what earlier calls settled."""
     canvas, when, starts = blocks(prompt, new, block, mask)
     calls, place = 0, np.arange(len(canvas))
     for start in starts:
@@ -74,7 +74,7 @@ def wino(run, prompt, new, block, mask, tau, bar):
             canvas[settle], when[settle] = p.argmax(-1)[settle], calls
             canvas[back] = mask
             last = len(settle)
-    return canvas[len(prompt) :], when[len(prompt) :], calls
+    return canvas[len(prompt) :], when[len(prompt) :], calls, calls * (len(canvas) + block)
 
 
 def quota(run, prompt, new, block, mask, per_call):
@@ -85,7 +85,7 @@ def quota(run, prompt, new, block, mask, per_call):
             p, calls = softmax(without(run(canvas)[0], mask)), calls + 1
             settle = best_first(p.max(-1), todo)[:per_call]
             canvas[settle], when[settle] = p.argmax(-1)[settle], calls
-    return canvas[len(prompt) :], when[len(prompt) :], calls
+    return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
 def prophet(run, prompt, new, block, mask, bars, width):
@@ -102,7 +102,7 @@ def prophet(run, prompt, new, block, mask, bars, width):
             if (two[-width:, -1] - two[-width:, -2]).mean() >= bar:
                 settle = np.flatnonzero(canvas == mask)
             canvas[settle], when[settle] = p.argmax(-1)[settle], calls
-    return canvas[len(prompt) :], when[len(prompt) :], calls
+    return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
 def threshold_at(run, prompt, new, block, mask, tau, temperature, noise):
@@ -116,7 +116,7 @@ def threshold_at(run, prompt, new, block, mask, tau, temperature, noise):
             own = softmax(logits)[place, token]
             settle = [i for i in best_first(own, todo) if own[i] >= tau] or best_first(own, todo)[:1]
             canvas[settle], when[settle] = token[settle], calls
-    return canvas[len(prompt) :], when[len(prompt) :], calls
+    return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
 def freedave_prefix(model, prompt, new, block, mask, tau, drafts):

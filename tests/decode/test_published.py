@@ -62,9 +62,9 @@ def test_the_path_is_the_published_one(rule, logits):
         state = decode(method, table, prompt, row_keys(0, range(len(LENGTHS))))
         for b, n in enumerate(LENGTHS):
             text, run = np.asarray(prompt.token)[b, :n], NumpyTables(table).run
-            tokens, when, calls = published(run, text, SLOTS - n, BLOCK, V - 1)
-            same(state, b, n, tokens, when, calls, f"case {case}, row {b}")
-            parallel += calls < SLOTS - n
+            found = published(run, text, SLOTS - n, BLOCK, V - 1)
+            same(state, b, n, *found, f"case {case}, row {b}")
+            parallel += found[2] < SLOTS - n
     assert parallel, "one position a call proves little"
 
 
@@ -84,7 +84,7 @@ def test_a_drawn_token_is_judged_by_its_own_probability(logits):
     assert parallel, "one position a call proves little"
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 3.0])
+@pytest.mark.parametrize("sharpness", [1.0, 2.0])
 def test_freedave_under_a_prefix_cache_computes_the_published_rows(sharpness):
     target, params = denoiser(2)
     weights = params["target"].replace(norm=params["target"].norm * sharpness)
@@ -100,8 +100,7 @@ def test_freedave_under_a_prefix_cache_computes_the_published_rows(sharpness):
         state = loop.start(method, {"target": weights}, prompt, limit, key, how, slots=SLOTS, chunk=8)
         state = loop.run(method, {"target": weights}, state)
         tokens, when, calls, rows = numpy_published.freedave_prefix(model, text, SLOTS - n, BLOCK, MASK, 0.5, 3)
-        same(state, 0, n, tokens, when, calls, f"prompt of {n}")
-        assert int(state.stats.queries[0]) == rows, f"prompt of {n}: {state.stats.queries[0]} rows, published {rows}"
+        same(state, 0, n, tokens, when, calls, rows, f"prompt of {n}")
         plain, _, without = numpy_dllm.generate(
             model, text, SLOTS - n, BLOCK, numpy_dllm.threshold_rule(0.5), MASK, "prefix"
         )
@@ -128,7 +127,8 @@ def test_greedy_positions_are_judged_by_the_model_s_own_law_also_after_temperatu
     assert sum(drawn[1]) < sum(drawn[0]), "half the temperature makes a law surer"
 
 
-def same(state, b, n, tokens, when, calls, where):
+def same(state, b, n, tokens, when, calls, rows, where):
     assert np.array_equal(np.asarray(state.tokens)[b, n:], tokens), f"{where}: tokens"
     assert np.array_equal(np.asarray(state.committed_at)[b, n:], when), f"{where}: order"
     assert int(state.calls[b]) == calls, f"{where}: {state.calls[b]} calls, published {calls}"
+    assert int(state.stats.queries[b]) == rows, f"{where}: {state.stats.queries[b]} rows, published {rows}"
