@@ -1,4 +1,4 @@
-"""One process setting for all tests: eight CPU devices, strict numerics, every signature checked.
+"""One process setting for all tests: eight CPU devices, strict numerics, signatures checked.
 
 What must be known before `import jax` goes into the environment, where programs that tests start inherit it; a test
 that starts JAX processes of its own sets XLA_FLAGS itself. Anything the caller has set is kept.
@@ -26,9 +26,12 @@ from jax._src import compiler  # jax has no public option for all compiles of a 
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_debug_key_reuse", os.environ.get("PARADEC_CHECKS", "1") != "0")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+
+# A bare accelerator machine may lack beartype. PARADEC_CHECKS=0 leaves out the checks of signatures and of keys, which
+# take up to a quarter of the time: to look at a traceback, or where more cases of the quick tests run (`make slow`).
+CHECKED = bool(importlib.util.find_spec("beartype")) and os.environ.get("PARADEC_CHECKS", "1") != "0"
 
 # On a CI machine random cases are the same in every run: a change is not judged by another's luck.
 if os.environ.get("CI") and importlib.util.find_spec("hypothesis"):
@@ -71,9 +74,7 @@ def _askable(annotation: Any) -> bool:
     return True
 
 
-# A bare accelerator machine may lack beartype. PARADEC_CHECKS=0 leaves out this and the check of keys (a quarter and a
-# sixth of the laws' time): to look at a traceback, or where mostly more cases of the quick tests run (`make slow`).
-if importlib.util.find_spec("beartype") and os.environ.get("PARADEC_CHECKS", "1") != "0":
+if CHECKED:
     import jaxtyping
 
     jaxtyping.install_import_hook("paradec", f"{__name__}.check_signature")
@@ -88,12 +89,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 OPTIMIZED = (
     "oracle",
-    "test_cli.py",
     "test_explain.py",
     "test_shipped_lists.py",
     "test_smollm2.py",
 )
 """Where real models run, or compiled programs are looked at."""
+
+
+SPEND_KEYS = (
+    "learn",
+    "test_conftest.py",
+    "test_drafters.py",
+    "test_laws.py",
+    "test_rules.py",
+    "test_sampling.py",
+    "test_unmasking.py",
+)
+"""Where jax checks that no key is used twice: a tenth of the time of other tests, which run the same programs."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _checks(request: pytest.FixtureRequest) -> None:
+    """Of signatures and of keys, as the module says. Whole language models call what smaller tests have checked."""
+    if CHECKED:
+        names = {request.path.name, request.path.parent.name}
+        jaxtyping.config.update("jaxtyping_disable", bool(names & set(OPTIMIZED)))
+        jax.config.update("jax_debug_key_reuse", bool(names & set(SPEND_KEYS)))
 
 
 PLAIN = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from paradec import params
 from paradec.io.hf import save_hf
 from paradec.models.transformer import Transformer
+from paradec.testing.tiny import drawn
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -36,7 +36,7 @@ def write_tiny_model(folder: Path, seed: int = 0, max_length: int = 512) -> Path
         vocab_size=len(vocab), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48,
         max_length=max_length, tied=False,
     )  # fmt: skip
-    weights = params.init(model.specs(), jax.random.key(seed))
+    weights = drawn(model.specs(), seed)
     loud = weights.blocks.replace(out=weights.blocks.out * 6, down=weights.blocks.down * 6)
     save_hf(folder, model, jax.tree.map(np.asarray, weights.replace(blocks=loud)))
     return folder

@@ -51,7 +51,7 @@ def klass(run, prompt, new, block, mask, tau, kl, history):
 
 
 def wino(run, prompt, new, block, mask, tau, bar):
-    """WINO as published: a shadow of every position of the block, one more row each, judges what earlier calls settled."""
+    """WINO as published: one more row for every position of the block, its shadow, judges what stands there."""
     canvas, when, starts = blocks(prompt, new, block, mask)
     calls, place = 0, np.arange(len(canvas))
     for start in starts:
