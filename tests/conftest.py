@@ -180,6 +180,16 @@ def _mixed_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_vast_allocation() -> Iterator[None]:
+    """No case of a test may make this process more than 2 GiB larger than it has ever been."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20, "in KiB"
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of benchmark data that may lie beside the checkout."""

@@ -15,6 +15,8 @@ from paradec import loading
 from paradec.cli import main
 from paradec.errors import ResourceError
 
+pytestmark = pytest.mark.usefixtures("no_vast_allocation")
+
 ODD = (
     "", " ", "None", "nan", "inf", "-inf", "1e999", "1e-320", "-1", "0", "1", "2", "3.5", "0x10", "1_0",
     "true", "=", "=1",

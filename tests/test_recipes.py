@@ -14,6 +14,8 @@ from configs import learned_filter, lm, masked, medusa
 from paradec import config as configs
 from paradec.learn import step as learn
 
+pytestmark = pytest.mark.usefixtures("no_vast_allocation")
+
 RECIPES = {"lm": lm, "masked": masked, "medusa": medusa, "learned_filter": learned_filter}
 CASES = int(os.environ.get("PARADEC_CASES", "40"))
 
@@ -156,7 +158,7 @@ def check(command: tuple[str, list[str]]) -> None:
     configs.as_json(config)
 
 
-SETTINGS = dict(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+SETTINGS = dict(deadline=5000, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 
 
 @given(commands())

@@ -15,6 +15,8 @@ from paradec.io.tokenizer import Tokenizer
 from tests.io.small_vocab import byte_level, sentencepiece
 from tests.io.tiny_tokenizers import FLAVOURS, write
 
+pytestmark = pytest.mark.usefixtures("no_vast_allocation")
+
 HI = [{"role": "user", "content": "Hi"}]
 ODD = (None, True, -1, 0, 300, 10**40, 0.5, "", "the", "\ud800", [], [1], ["x"], {}, {"a": 1}, {"1": 2})
 quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from paradec.io.gguf import load_gguf, read_metadata
 from paradec.io.hf import load_hf
 from paradec.io.hf_config import read_config
 from paradec.lm import Request
+
+pytestmark = pytest.mark.usefixtures("no_vast_allocation")
 
 # A deadline, so that a loop over a damaged count fails the test instead of stopping it.
 fuzz = settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.too_slow], database=None)
@@ -65,14 +66,6 @@ def survives(load: Callable[[Any], Any], path: Any) -> None:
         load(path)
     except ParadecError as error:
         assert str(error).endswith((".", "?")), f"not a sentence: {error}"
-
-
-@pytest.fixture(autouse=True)
-def no_vast_allocation() -> Iterator[None]:
-    """No case may make this process more than 2 GiB larger than it has ever been."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20, "in KiB"
 
 
 @pytest.fixture(scope="module")
