@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import jax
 import pytest
+from rich.console import Console
 
+import paradec
+from paradec import console
 from paradec.cli import main
 from tests.fixtures import write_tiny_model
 
@@ -64,7 +69,16 @@ def test_a_prompt_that_is_too_long_does_not_stop_the_others(model, capsys, tmp_p
     assert status == 1 and "Prompt 2 is skipped" in err
 
 
-def test_compare_writes_its_contract(model, capsys, tmp_path):
+def terminal(monkeypatch):
+    """What a terminal is shown of loading and progress."""
+    shown = io.StringIO()
+    made = Console(file=shown, force_terminal=True, width=80, height=20, _environ={"TERM": "xterm"})
+    monkeypatch.setattr(console, "ERR", made)
+    return shown
+
+
+def test_compare_writes_its_contract_and_shows_how_far_it_is(model, capsys, tmp_path, monkeypatch):
+    shown = terminal(monkeypatch)
     file, out_file = tmp_path / "p.jsonl", tmp_path / "out.json"
     file.write_text('{"prompt": "one one one"}\n{"prompt": "two"}\n')
     status, out, _ = run(
@@ -81,6 +95,17 @@ def test_compare_writes_its_contract(model, capsys, tmp_path):
     assert [e["method"] for e in report["methods"]] == ["ar", "prompt_lookup"]
     assert all(wanted <= set(e) for e in report["methods"])
     assert len(report["methods"][1]["acceptance_by_depth"]) == 3
+    assert "Comparing 2 methods" in shown.getvalue() and "4/4" in shown.getvalue(), "warm-up and one turn, two methods"
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere bfloat16 is fast")
+def test_a_type_that_is_slow_here_is_named(model, monkeypatch):
+    shown = terminal(monkeypatch)
+    paradec.load(model, dtype="float32")
+    assert "slower" not in shown.getvalue()
+    paradec.load(model, dtype="bfloat16")
+    assert "bfloat16 takes half the memory of float32, and on a CPU" in shown.getvalue()
+    assert "several times slower" in " ".join(shown.getvalue().split())
 
 
 def test_trace_writes_a_page_and_a_figure(model, capsys, tmp_path):
