@@ -178,7 +178,8 @@ def test_two_processes_decode_and_record_what_one_does(tmp_path):
     alone = recorded(tmp_path / "one")
     assert both[0]["new"] == alone["new"] and len(alone["new"]) == len(PROMPTS)
     np.testing.assert_allclose(both[0]["hidden"], alone["hidden"], atol=0.1)  # sums of bfloat16
-    model, weights = tiny_transformer(vocab_size=96)
+    model, _ = tiny_transformer(vocab_size=96)
+    weights = params.init(model.specs(), jax.random.key(0))
     for (_, name, *_), result in zip(jobs[1:], both[1:], strict=True):
         assert result == decode(DRAFTERS[name], model, {"target": weights})
 
