@@ -1,6 +1,5 @@
 """Meshes, rules and start-up, on eight forced CPU devices."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from paradec import params
 from paradec.errors import InputError, ResourceError, UnknownName
 from paradec.mesh import FSDP, REPLICATED, TENSOR, Rules, current, layout, make_mesh, use
 from paradec.types import Spec
+from tests.fixtures import quick_environment
 
 P = PartitionSpec
 
@@ -204,8 +204,7 @@ def test_start_joins_two_processes():
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = str(s.getsockname()[1])
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", WORKER, port]
+    command, env = [sys.executable, "-c", WORKER, port], quick_environment()
     both = [subprocess.Popen([*command, str(i)], env=env, stdout=-1, stderr=-2, text=True) for i in (0, 1)]
     try:
         for process in both:

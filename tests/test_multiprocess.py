@@ -7,7 +7,6 @@ processes, which must read the same rows.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.step import Plan
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.testing import ragged_prompts, tiny_transformer
-from tests.fixtures import write_tiny_model
+from tests.fixtures import quick_environment, write_tiny_model
 
 PROMPTS = ["abc abc abc", "Hello, world", "x", "The list: one two one two", "zyx"]
 DRAFTERS = {"ar": NoDraft(), "prompt_lookup": PromptLookup(num_draft=3, min_ngram=1)}
@@ -125,10 +124,8 @@ def together(folder: Path, count: int, jobs: list[list]) -> list:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    flags = f"--xla_force_host_platform_device_count={4 // count}"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = lambda rank: [sys.executable, __file__, port, str(rank), str(count), str(folder), json.dumps(jobs)]
+    env = quick_environment(4 // count)
     every = [subprocess.Popen(command(i), env=env, stdout=-1, stderr=-1, text=True) for i in range(count)]
     try:
         printed = [process.communicate(timeout=900) for process in every]

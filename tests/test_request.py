@@ -17,7 +17,7 @@ from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Noise
 from paradec.learn.step import Plan
 from paradec.request import Request, names, texts
-from tests.fixtures import write_tiny_model
+from tests.fixtures import quick_environment, write_tiny_model
 
 IDS = [3, 1, 2]
 
@@ -136,10 +136,9 @@ def test_kinds():
 def test_odd_values_at_the_door(tmp_path):
     """Thousands of calls with values of any kind: an answer or a sentence, soon, and in little memory."""
     cases = os.environ.get("PARADEC_CASES", "400")
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     program = Path(__file__).with_name("fuzz_door.py")
     command = [sys.executable, program, write_tiny_model(tmp_path / "tiny"), cases]
-    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run([*map(str, command)], env=quick_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["decoded"] > int(cases) / 4 and found["refused"] > int(cases)

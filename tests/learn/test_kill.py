@@ -23,6 +23,7 @@ from paradec.learn.loop import Run
 from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.step import Plan
 from paradec.testing import tiny_transformer
+from tests.fixtures import quick_environment
 
 KILLS = 20 if "PARADEC_CASES" in os.environ else 5
 STEPS = 12 * KILLS
@@ -64,10 +65,8 @@ def main(out: str, steps: str) -> None:
 
 
 def start(out: Path) -> subprocess.Popen:
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, __file__, str(out), str(STEPS)]
-    return subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen(command, env=quick_environment(), stdout=-1, stderr=-1, text=True)
 
 
 def count(path: Path) -> int:
