@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures import quick_environment
+
 COLAB = Path(__file__).parents[1] / "colab"
 ADDRESS = "git+https://example.org/paradec"
 
@@ -65,7 +67,11 @@ def test_where_paradec_comes_from(installed, checkout, source, asked, error, tmp
 @pytest.mark.parametrize("path", sorted(COLAB.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebook_runs(path, smollm2, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as a reader has
+    quick = quick_environment()  # one device, as a reader has
+    if path.stem == "quickstart":  # a real model, which would run slowly
+        del quick["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    for name, value in quick.items():
+        monkeypatch.setenv(name, value)
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=290, resources={"metadata": {"path": str(COLAB)}}).execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
