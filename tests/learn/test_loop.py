@@ -95,6 +95,21 @@ def test_it_learns_and_writes_a_line_a_step(straight):
     assert all({"loss", "accuracy", "weight", "gradient_norm", "learning_rate"} <= set(line) for line in steps)
 
 
+def test_a_finished_run_whose_log_was_lost_is_evaluated_anew(tmp_path, straight):
+    """Two trainers on one folder, which nothing kept apart once, left such logs."""
+    state, seen = straight
+    fit(tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_text()
+    torn = "\n".join(line[: len(line) - 9 * (n % 2)] for n, line in enumerate(whole.splitlines()))
+    for left in (whole[: len(whole) // 2], torn):
+        file.write_text(left)
+        assert same(fit(tmp_path), state)
+        assert [line for line in lines(tmp_path) if "evaluation" in line][-1] == seen[-1]
+    file.unlink()
+    assert same(fit(tmp_path), state) and lines(tmp_path)[-1] == seen[-1]
+
+
 def test_the_clock_is_in_every_line(tmp_path):
     fit(tmp_path, dataclasses.replace(PLAN, steps=3))
     timed = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
