@@ -9,15 +9,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 import paradec
 from configs import learned_filter as filter_configs
 from configs import lm as lm_configs
 from configs import masked as masked_configs
 from configs import medusa as medusa_configs
+from paradec import params
 from paradec.errors import InputError
+from paradec.io.medusa import load_medusa
 from paradec.learn.loop import Run
 from paradec.models import lora
 from tests.fixtures import TEMPLATE, write_tiny_model
@@ -42,6 +46,12 @@ def small(config, out, steps=6, **changes):
     plan = dataclasses.replace(config.plan, steps=steps, warmup=1)
     devices = {} if isinstance(config, medusa_configs.Medusa) else {"devices": lm_configs.Devices(data=4, model=2)}
     return dataclasses.replace(config, plan=plan, batch=4, run=Run(out=out, save_every=3), **devices, **changes)
+
+
+def newest(checkpoints):
+    """The arrays of a run's newest checkpoint, by name."""
+    step = max(int(folder.name) for folder in checkpoints.iterdir())
+    return ocp.load_checkpointables(checkpoints / str(step), {"state": None})["state"]
 
 
 def test_a_new_model_from_text_can_be_loaded(tmp_path):
@@ -227,8 +237,14 @@ def test_heads_from_a_command_to_a_comparison(tmp_path, tiny, capsys):
     text = medusa_configs.Text(instructions=12, new_tokens=12, batch=4, length=96, held_out=4)
     heads = medusa_configs.Heads(count=2, short_list=64, nodes=7, ranks=4)
     config = small(medusa_configs.smollm2(), tmp_path / "out", model=tiny, text=text, heads=heads)
-    config = dataclasses.replace(config, batch=8)
+    config = dataclasses.replace(config, batch=8, plan=dataclasses.replace(config.plan, average=0.5))
     path = program("medusa").main(config)
+    exported, saved = load_medusa(path).weights, newest(tmp_path / "out" / "checkpoints")
+    for place, leaf in jax.tree.leaves_with_path(exported):
+        name = params.name(place)
+        average, last = (saved[f"{kind}/{name}"].astype(jnp.bfloat16) for kind in ("average", "trainable"))
+        np.testing.assert_array_equal(leaf.astype(jnp.bfloat16), average)
+        assert not np.array_equal(leaf.astype(jnp.bfloat16), last), "the average is not what is trained"
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["base"] == tiny and len(facts["accuracy"]) == 2 and len(facts["tree"]) <= 7
     lm = paradec.load(tiny)
