@@ -6,7 +6,6 @@ that starts JAX processes of its own sets XLA_FLAGS itself. Anything the caller 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -23,6 +22,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 import jax
 import pytest
 from jax._src import compiler  # jax has no public option for all compiles of a process
+
+from tests.quick import plain
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -117,10 +118,6 @@ def _checks(request: pytest.FixtureRequest) -> None:
         jax.config.update("jax_debug_key_reuse", bool(names & set(SPEND_KEYS)))
 
 
-PLAIN = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-"""XLA's older way to emit loops, and one LLVM module a program: half the time to compile (jaxlib 0.10)."""
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Other tests compile many tiny programs and run each for a moment: optimisations would take most of it."""
@@ -153,24 +150,14 @@ def compiled_as_users_do(_quick_compilation: bool) -> Iterator[None]:
 def _compile(quickly: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", quickly)
     if _default is not None:
-        compiler.get_compile_options = _plain if quickly and _plain_is_known() else _default
+        compiler.get_compile_options = _quick if quickly and plain() else _default
 
 
 _default: Any = getattr(compiler, "get_compile_options", None)
 
 
-def _plain(*args: Any, env_options_overrides: Any = None, **rest: Any) -> Any:
-    return _default(*args, env_options_overrides=PLAIN | dict(env_options_overrides or {}), **rest)
-
-
-@functools.cache
-def _plain_is_known() -> bool:
-    """Other releases of jaxlib may lack it."""
-    try:
-        jax.jit(lambda: 0, compiler_options=PLAIN).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
+def _quick(*args: Any, env_options_overrides: Any = None, **rest: Any) -> Any:
+    return _default(*args, env_options_overrides=plain() | dict(env_options_overrides or {}), **rest)
 
 
 @pytest.fixture(autouse=True)

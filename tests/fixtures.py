@@ -1,11 +1,8 @@
-"""What several tests need: a tiny language model on disk, and the environment of the programs that they start."""
+"""A whole language model that a test can write to disk in a second: byte-level tokenizer, tiny random weights."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -43,12 +40,3 @@ def write_tiny_model(folder: Path, seed: int = 0, max_length: int = 512) -> Path
     loud = weights.blocks.replace(out=weights.blocks.out * 6, down=weights.blocks.down * 6)
     save_hf(folder, model, jax.tree.map(np.asarray, weights.replace(blocks=loud)))
     return folder
-
-
-def quick_environment(devices: int = 1) -> dict[str, str]:
-    """For a program that a test starts: it imports what this process does, has CPU devices, and compiles quickly."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    if version("jaxlib").startswith("0.10."):  # an unknown flag ends a program; see PLAIN in conftest.py
-        flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    quick = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return os.environ | quick | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

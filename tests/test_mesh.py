@@ -15,7 +15,7 @@ from paradec import params
 from paradec.errors import InputError, ResourceError, UnknownName
 from paradec.mesh import FSDP, REPLICATED, TENSOR, Rules, current, layout, make_mesh, use
 from paradec.types import Spec
-from tests.fixtures import quick_environment
+from tests.quick import quick_environment
 
 P = PartitionSpec
 

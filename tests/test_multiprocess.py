@@ -32,7 +32,8 @@ from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.step import Plan
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.testing import ragged_prompts, tiny_transformer
-from tests.fixtures import quick_environment, write_tiny_model
+from tests.fixtures import write_tiny_model
+from tests.quick import quick_environment
 
 PROMPTS = ["abc abc abc", "Hello, world", "x", "The list: one two one two", "zyx"]
 DRAFTERS = {"ar": NoDraft(), "prompt_lookup": PromptLookup(num_draft=3, min_ngram=1)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures import quick_environment
+from tests.quick import quick_environment
 
 COLAB = Path(__file__).parents[1] / "colab"
 ADDRESS = "git+https://example.org/paradec"

@@ -17,7 +17,8 @@ from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Noise
 from paradec.learn.step import Plan
 from paradec.request import Request, names, texts
-from tests.fixtures import quick_environment, write_tiny_model
+from tests.fixtures import write_tiny_model
+from tests.quick import quick_environment
 
 IDS = [3, 1, 2]
 

@@ -23,7 +23,7 @@ from paradec.learn.loop import Run
 from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.step import Plan
 from paradec.testing import tiny_transformer
-from tests.fixtures import quick_environment
+from tests.quick import quick_environment
 
 KILLS = 20 if "PARADEC_CASES" in os.environ else 5
 STEPS = 12 * KILLS
