@@ -243,7 +243,8 @@ def _block(fields: Fields, name: str) -> int:
 
 
 def _llada(fields: Fields) -> dict[str, Any]:
-    """LLaDA's keys, which are OLMo's, under the names of a Llama. Nothing has a default that could pass unnoticed."""
+    """LLaDA's keys, which are OLMo's, under the names of a Llama. Nothing has a default that could pass unnoticed, and
+    keys of a Llama that LLaDA's code does not read, its rope_scaling among them, are not read here either."""
     for key, why in _OFF.items():
         fields.refuse(key, why)
     for key, only in _ONLY.items():
@@ -253,7 +254,8 @@ def _llada(fields: Fields) -> dict[str, Any]:
     rows = fields.count("embedding_size", vocabulary)  # the table may be longer than the vocabulary
     if rows < vocabulary:
         fields.fail("embedding_size", rows, f"at least vocab_size = {vocabulary}")
-    return dict(fields.values) | {
+    kept = {key: fields.values[key] for key in ("dtype", "torch_dtype", "quantization_config") if key in fields.values}
+    return kept | {
         "hidden_size": fields.count("d_model"),
         "num_hidden_layers": fields.count("n_layers"),
         "num_attention_heads": heads,

@@ -145,6 +145,25 @@ def test_a_tied_llada(tmp_path: Path) -> None:
     assert load(write(tmp_path / "d", "llada", lambda t: without(t, head), weight_tying=...))[0].base.tied
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8},
+        {"head_dim": 4, "num_key_value_heads": 1, "max_position_embeddings": 16},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 90.0}},
+        {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 8},
+        {"hidden_act": "gelu_pytorch_tanh", "attention_bias": True, "mlp_bias": True},
+        {"layer_types": ["sliding_attention"], "sliding_window": 4},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_a_llada_reads_its_own_keys_alone(foreign: dict[str, Any]) -> None:
+    """Also beside those of a Llama, which its published code does not read."""
+    config = LLADA | {"model_type": "llada"}
+    assert read_diffusion(config | foreign) == read_diffusion(config)
+
+
 def test_a_table_longer_than_the_vocabulary(tmp_path: Path) -> None:
     model, weights = load(write(tmp_path / "a", "llada", vocab_size=V - 2))
     assert model.vocab_size == V and weights.embed.shape[0] == weights.head.shape[0] == V
