@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +18,10 @@ from paradec.cli import main
 from paradec.decode import loop
 from paradec.errors import InputError, ResourceError, UnknownName
 from paradec.explain import Report, Request, compiler, explain, hlo
-from paradec.explain.child import ask
+from paradec.explain.child import ask, environment
 from paradec.models.shapes import SHAPES, llama3_2_1b, llama3_8b, smollm2_135m
 from paradec.params import count
+from tests.learn.test_objectives import RECIPES
 
 MIB = 2**20
 
@@ -358,3 +362,18 @@ def test_axes_name_every_leaf_of_a_state():
     assert axes.tokens == ("batch", None) and axes.key == ("batch",)
     assert axes.cache.k == axes.carry.v == ("layers", "batch", "kv_heads", None, None)
     assert state.cache.k.sharding.shard_shape(state.cache.k.shape) == (2, 1, 2, 128, 8)
+
+
+@tpu
+def test_a_step_in_bfloat16_is_compiled_to_products_in_bfloat16():
+    """What tests/learn/test_objectives.py finds in the traced step, asked of a compiled one."""
+    names = RECIPES if "PARADEC_CASES" in os.environ else ["medusa2", "moe", "block"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.learn.compiled_products", *names],
+        env=environment(Request("ar", target="v5e:1x1")), capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    for name, found in json.loads(done.stdout).items():
+        router = found.pop("router f32", 0) + found.pop("router bf16 f32", 0)  # activations may stay as they are
+        assert router == (3 if name == "moe" else 0), name
+        assert set(found) == {"bf16"} and found["bf16"] >= (4 if name == "medusa1" else 20), (name, found)

@@ -172,7 +172,10 @@ def recipe(name: str) -> tuple[Case, Any]:
     return case, whole(text())
 
 
-@pytest.mark.parametrize("name", ["full", "remat", "moe", "masked", "block", "lora", "medusa2", "medusa1"])
+RECIPES = ["full", "remat", "moe", "masked", "block", "lora", "medusa2", "medusa1"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_in_bfloat16_every_product_is(name):
     """Forward and backward, and what is frozen too; routers alone, and the sum of a token's experts, are float32."""
     (objective, trainable, frozen), batch = heads_alone() if name == "medusa1" else recipe(name)
