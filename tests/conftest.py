@@ -83,9 +83,10 @@ if CHECKED:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: a file is one worker's work (`--dist loadfile`), and none should end it alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """The longest files first, TPU compiles and slow tests: a file is one worker's work (`--dist loadfile`), and none
+    should end it alone."""
+    longest = [{item.path for item in items if item.get_closest_marker(kind)} for kind in ("tpu", "slow")]
+    items.sort(key=lambda item: next((i for i, paths in enumerate(longest) if item.path in paths), len(longest)))
 
 
 OPTIMIZED = (
