@@ -5,7 +5,8 @@ CORES := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 # A file is one worker's work: its tests share fixtures and compiled programs, and libtpu, which holds a lock, has one user.
 # A crashed worker ends the run instead of hanging it. On a GPU: make test JAX_PLATFORMS=cuda
-PYTEST := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Bytecode is kept also where an image says not to: without it, every program that a test starts compiles all of paradec.
+PYTEST := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 UNCHECKED := PARADEC_CHECKS=$${PARADEC_CHECKS:-0}
 NEED_NO_EXTRA := not oracle and not tpu
 

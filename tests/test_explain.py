@@ -126,6 +126,7 @@ def test_work_is_counted_from_shapes(on_cpu):
     assert on_cpu.counted.flops == 2 * 5 * ((dense / 2 + norms) * 2 + kept * 2)  # two rows; two queries a head
 
 
+@pytest.mark.slow
 def test_heads_read_the_list_they_choose_from():
     ask = dict(model="tiny", slots=256, dtype="float32")
     short = explain("medusa", **ask, short_list=16, num_draft=3)

@@ -23,7 +23,7 @@ LISTEN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_ha
 COMMAND = LISTEN + "from paradec.cli import main; sys.exit(main())"
 RECIPE = LISTEN + "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 SOON = 3.0
-MOMENTS = 10 if "PARADEC_CASES" in os.environ else 4
+MOMENTS = 10 if "PARADEC_CASES" in os.environ else 3
 
 
 class Ended(NamedTuple):

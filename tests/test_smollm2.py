@@ -20,7 +20,7 @@ def golden():
     ("method", "options", "rows", "least"),
     [
         ("ar", {}, slice(0, 10), 1.0),
-        ("medusa", {"num_draft": 7}, slice(10, 20), 1.3),  # the heads that paradec ships, found by the weights
+        pytest.param("medusa", {"num_draft": 7}, slice(10, 20), 1.3, marks=pytest.mark.slow),  # with the shipped heads
     ],
 )
 def test_greedy_text_is_that_of_transformers(smollm2, golden, method, options, rows, least):

@@ -33,7 +33,7 @@ def method(case, names="threshold", options=None, **rest):
     return compose(target, names, {"tau": 0.4} if options is None else options, **(how | rest)), params
 
 
-QUICK = ("whole", "dual", "prefix", "block, shifted", "sub-block, shifted")
+QUICK = ("whole", "dual", "block, shifted", "sub-block, shifted")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES])
@@ -101,12 +101,8 @@ def test_blocks_of_one_are_autoregressive_decoding(temperature):
         same(right, decode(compose(target, "quota", cache=cache), params, temperature=temperature))
 
 
-SHAPES = [(1, {}), (3, {"grid": "prompt"})]
-
-
-@pytest.mark.parametrize(
-    ("layers", "options"), [(3, {"shift": True}), *(pytest.param(*s, marks=pytest.mark.slow) for s in SHAPES)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("layers", "options"), [(1, {}), (3, {"shift": True}), (3, {"grid": "prompt"})], ids=str)
 def test_the_block_cache_is_exact(layers, options):
     target, params = denoiser(layers, block=8, **options)
     right = decode(compose(target, "threshold", {"tau": 0.4}), params)
@@ -118,13 +114,9 @@ def test_the_block_cache_is_exact(layers, options):
     same(right, whole)  # sub-blocks as long as the block
 
 
-@pytest.mark.parametrize(
-    ("cache", "shift"),
-    [
-        ("dual", False), pytest.param("dual", True, marks=pytest.mark.slow),
-        *(pytest.param("prefix", shift, marks=pytest.mark.slow) for shift in (False, True)),
-    ],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("cache", ["dual", "prefix"])
 def test_caches_are_exact_for_one_layer_and_not_for_more(cache, shift):
     for layers, wait in ((1, True), (1, False), (3, True)):
         target, params = denoiser(layers, shift=shift)
@@ -167,6 +159,7 @@ def test_rows_wait_only_where_asked():
     assert cost[True].sum() < cost[False].sum()
 
 
+@pytest.mark.slow
 def test_waiting_costs_little():
     """Eight rows with an opening call each block: at most 1.4 times a row alone, waits counted; free-running, more."""
     target, params = denoiser(shift=False)

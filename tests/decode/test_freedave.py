@@ -34,7 +34,11 @@ def pair(names, options, drafts, **rest):
     return on_chain(names, options, **rest), on_chain(names + "+freedave", options | {"drafts": drafts}, **rest)
 
 
-@pytest.mark.parametrize("names", RULES)
+LONG = list(RULES)[2:]
+"""Programs that take many seconds to compile."""
+
+
+@pytest.mark.parametrize("names", [*list(RULES)[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)])
 def test_the_texts_of_its_base(names):
     plain, fast = pair(names, RULES[names], 4)
     same(plain, fast, stamps=False)
@@ -67,10 +71,7 @@ CACHES = {
 }
 
 
-SLOW = ("dual", "prefix, free-running", "sub-block")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CACHES])
+@pytest.mark.parametrize("name", ["whole", *(pytest.param(n, marks=pytest.mark.slow) for n in list(CACHES)[1:])])
 def test_a_transformer_under_every_cache(name):
     model, how = CACHES[name]
     target, params = denoiser(2, **model)
@@ -82,6 +83,7 @@ def test_a_transformer_under_every_cache(name):
         assert (fast.calls <= plain.calls).all() and fast.calls.sum() < plain.calls.sum()
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts():
     base, weights = tiny_transformer(0, num_layers=2, experts=Experts(4, 16, 2))
     weights = weights.replace(norm=weights.norm * 3.0)
@@ -98,7 +100,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", ["tokens are not compared", pytest.param("everything agrees", marks=pytest.mark.slow)])
 def test_mutants_are_caught(monkeypatch, name):
     """A chain that is followed although guess and truth differ gives other texts."""
     some = dict(accuracy=0.2, block=None)
@@ -119,7 +121,7 @@ MANY = pytest.mark.skipif("PARADEC_CASES" not in os.environ, reason="takes PARAD
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [*list(RULES)[2:], *(pytest.param(n, marks=MANY) for n in list(RULES)[:2])])
+@pytest.mark.parametrize("names", [*LONG, *(pytest.param(n, marks=MANY) for n in list(RULES)[:2])])
 @pytest.mark.parametrize("rows", [8, pytest.param(1, marks=MANY)])
 @pytest.mark.usefixtures("compiled_as_users_do")
 def test_random_cases(names, rows):
