@@ -215,7 +215,7 @@ def _mask_id(fields: Fields, family: Family, folder: Path | None) -> int:
 
 def _added_mask(folder: Path) -> int | None:
     """The id of the mask token that the tokenizer of a folder adds; None where there is no such token or tokenizer."""
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / "tokenizer.json").exists():
         return None
     tokenizer = Tokenizer.from_folder(folder)
     texts = (tokenizer.names.get("mask_token"), *MASK_TOKENS)

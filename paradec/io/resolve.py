@@ -143,7 +143,7 @@ def _local(name: str) -> Source | None:
         if path.exists():
             check_regular(path)
         return None
-    if (path / "config.json").is_file():
+    if (path / "config.json").exists():
         return Source("hf", path, name)
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:

@@ -41,7 +41,7 @@ class FolderTokenizer(NamedTuple):
 def read_folder(folder: Path) -> FolderTokenizer:
     """Raises `WeightsError` when tokenizer.json is missing, and for a file that is damaged or holds a wrong value."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(
             f"{folder} has no tokenizer.json. Save the tokenizer there in its fast form:"
             " AutoTokenizer.from_pretrained(...).save_pretrained(folder)."

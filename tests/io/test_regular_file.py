@@ -26,6 +26,7 @@ from paradec.io.gguf import load_gguf
 from paradec.io.hf import load_hf
 from paradec.io.medusa import load_medusa
 from paradec.io.resolve import resolve
+from paradec.io.tokenizer import Tokenizer
 
 
 @contextmanager
@@ -70,6 +71,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "heads.safetensors": load_medusa,
     "heads.json": lambda path: load_medusa(path.with_suffix(".safetensors")),
     "filter.safetensors": load_filter,
+    "tokenizer.json": lambda path: Tokenizer.from_folder(path.parent),
 }
 
 
@@ -97,6 +99,10 @@ def test_no_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     KINDS[kind](tmp_path / "model.gguf")
     with at_once(), pytest.raises(WeightsError, match=f"is {kind}"):
         resolve(str(tmp_path / "model.gguf"))
+    KINDS[kind](tmp_path / "config.json")
+    (tmp_path / "model.gguf").unlink()
+    with at_once(), pytest.raises(WeightsError, match=f"config.json is {kind}"):
+        load_hf(resolve(str(tmp_path)).path)
 
 
 def test_links_are_files(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from paradec.models.transformer import Transformer
 from tests.decode.canvases import denoiser, on_chain, same
-from tests.test_train import program
+from tests.test_train import newest, program
 
 pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step
 
@@ -304,11 +304,14 @@ def test_what_does_not_fit_is_refused(lm, trained, tmp_path):
 def test_from_a_command_to_a_decode(lm, tmp_path):
     """On eight devices; a second start finds every stage done."""
     calls = configs.Calls(items=4, prompts=12, new_tokens=11, block=BLOCK, batch=4, held_out=3)
-    plan = dataclasses.replace(configs.padded().plan, steps=6)
+    plan = dataclasses.replace(configs.padded().plan, steps=6, average=0.5)
     run = Run(out=tmp_path / "out", save_every=3)
     config = dataclasses.replace(configs.padded(), model=lm.name, calls=calls, plan=plan, batch=8, run=run)
     path = program("learned_filter").main(config)
-    found = load_filter(path)
+    found, saved = load_filter(path), newest(tmp_path / "out" / "checkpoints")
+    for name in ("into", "bias", "out", "out_bias"):
+        np.testing.assert_array_equal(getattr(found.weights, name), saved[f"average/{name}"])
+        assert not np.array_equal(saved[f"average/{name}"], saved[f"trainable/{name}"]), "that is what is trained"
     assert found.filter == ConfidenceFilter(BLOCK, 64) and found.facts["base_digest"] == fingerprint(lm.params)
     assert set(found.facts["metrics"]["filter"]) == {"0.5", "0.9", "0.96", "0.99"}
     assert found.facts["config"]["calls"]["block"] == BLOCK and "run" not in found.facts["config"]
