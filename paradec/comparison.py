@@ -126,7 +126,7 @@ def compare(
         exact = catalog.promises(method, args.get(name, {}), base.temperature)
         runners[name] = Runner(ask, lm.decoder(ask, args.get(name)), exact, seconds=[0.0] * repeats)
     turns = (COLD, *range(repeats))
-    encoded = [lm.encode(p, raw=base.raw) for p in given]
+    encoded = [lm.encode(p, **base.reading) for p in given]
     shown = [lm.shown(p) for p in given]
     for first, turn, name in track([*itertools.product(range(0, len(encoded), base.batch_size), turns, runners)]):
         batch, runner = encoded[first : first + base.batch_size], runners[name]

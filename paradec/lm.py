@@ -20,7 +20,7 @@ from paradec.decoder import Decoder, Program, precision
 from paradec.errors import InputError, at_least
 from paradec.io.detokenize import Transcript
 from paradec.io.tokenizer import Tokenizer
-from paradec.request import Generation, Prompts, Request, Text, one_text, options_of, texts
+from paradec.request import Generation, Given, Prompts, Request, Text, one_text, options_of, texts
 from paradec.types import DecodeState, Model, Prompt
 
 __all__ = ["Decoder", "Generation", "LanguageModel", "Request", "Text", "precision"]
@@ -53,14 +53,14 @@ class LanguageModel:
     def generate(
         self, prompts: Prompts, *, method_args: Mapping[str, Any] | None = None, **request: Any
     ) -> list[Generation]:
-        """Continue each prompt (a string, or token ids); results come in the order of the prompts.
+        """Continue each prompt (a string, messages, or token ids); results come in the order of the prompts.
 
         Keyword arguments are those of `Request`; `method_args` reaches the method (see `paradec methods`). A row's
         randomness depends on the seed and its index in `prompts`, never on the batch it fell into.
         """
         ask, given = Request.of(request), texts(prompts)
         ask = ask.within(len(given))
-        encoded = [self.encode(p, raw=ask.raw) for p in given]
+        encoded = [self.encode(p, **ask.reading) for p in given]
         decoder = self.decoder(ask, method_args)
         shown = [self.shown(p) for p in given]
         out: list[Generation] = []
@@ -74,7 +74,7 @@ class LanguageModel:
     ) -> Iterator[Generation]:
         """The growing result of one prompt, after every `every` model calls. What was shown once stays."""
         ask, given = dataclasses.replace(Request.of(request), batch_size=1), one_text(prompt)
-        decoder, ids = self.decoder(ask, method_args), self.encode(given, raw=ask.raw)
+        decoder, ids = self.decoder(ask, method_args), self.encode(given, **ask.reading)
         return self._stream(decoder, ids, ask, self.shown(given), at_least("every", every, 1))
 
     def _stream(self, decoder: Decoder, ids: list[int], ask: Request, shown: str, every: int) -> Iterator[Generation]:
@@ -88,23 +88,32 @@ class LanguageModel:
             if now.done[0]:
                 return
 
-    def shown(self, prompt: str | Sequence[int]) -> str:
-        """A prompt as results show it."""
-        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
-
-    def encode(self, prompt: Text, raw: bool = False) -> list[int]:
-        """Token ids of a prompt, through the chat template unless `raw`; ids are checked and passed on."""
-        prompt = one_text(prompt)
+    def shown(self, prompt: Given) -> str:
+        """A prompt as results show it: of a conversation, a line for each message."""
         if isinstance(prompt, str):
-            if not prompt.strip():
-                raise InputError("The prompt is empty; give at least one word.")
-            if not raw and self.tokenizer.chat_template is None:
-                raise InputError(
-                    f"{self.name} has no chat template: it is a base model. With raw=True (--raw on the command line) "
-                    "it continues the prompt as it stands."
-                )
-            text = prompt if raw else self.tokenizer.chat([{"role": "user", "content": prompt}])
-            prompt = self.tokenizer.encode(text, special=raw)
+            return prompt
+        if prompt and isinstance(prompt[0], dict):
+            return "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in prompt)
+        return self.tokenizer.decode(prompt)
+
+    def encode(
+        self, prompt: Text, raw: bool = False, *, system: str = "", template_args: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of a prompt; ids are checked and passed on.
+
+        A string is what a user says, and messages are a conversation: both go through the chat template, with
+        `template_args`, after the message `system` where none opens the conversation. With `raw` a string stays what
+        it is. Raises `InputError` for what cannot be read so.
+        """
+        prompt = one_text(prompt)
+        if isinstance(prompt, str) and not prompt.strip():
+            raise InputError("The prompt is empty; give at least one word.")
+        if isinstance(prompt, str) and raw:
+            prompt = self.tokenizer.encode(prompt, special=True)
+        elif isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+            prompt = self.tokenizer.encode(self._said(prompt, raw, system, template_args or {}), special=False)
+        elif system or template_args:
+            raise InputError("Token ids are read as they stand: put the system prompt into them, or give messages.")
         if not prompt:
             raise InputError("The prompt has no tokens; give at least one.")
         wrong = next((i for i in prompt if not 0 <= i < self.model.vocab_size), None)
@@ -121,6 +130,20 @@ class LanguageModel:
                 f"and the {longest} tokens that {self.name} reads at most; shorten it."
             )
         return prompt
+
+    def _said(self, prompt: Given, raw: bool, system: str, template_args: Mapping[str, Any]) -> str:
+        """A conversation as the model's chat template writes it."""
+        if raw:
+            raise InputError("Messages need the chat template that raw leaves out: give a string, or leave out raw.")
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                f"{self.name} has no chat template: it is a base model. With raw=True (--raw on the command line) "
+                "it continues a string as it stands."
+            )
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if system and messages[0]["role"] not in ("system", "developer"):
+            messages = [{"role": "system", "content": system}, *messages]
+        return self.tokenizer.chat(messages, **template_args)
 
     def decoder(self, ask: Request, method_args: Mapping[str, Any] | None = None) -> Decoder:
         """The method with these options, on the weights as they are now. What it compiles is kept for others."""

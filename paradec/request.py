@@ -12,8 +12,10 @@ from paradec.errors import InputError, UnknownName, check_fields, check_kinds
 from paradec.types import Method
 from paradec.viz.trace import Trace
 
-Text = str | Iterable[SupportsIndex]  # a string, or token ids: a list, an array of numpy or jax, …
+Messages = Iterable[Mapping[str, Any]]  # [{"role": "user", "content": "Hi"}, …]
+Text = str | Iterable[SupportsIndex] | Messages  # a string, token ids (a list, an array of numpy or jax, …), a chat
 Prompts = str | Iterable[Any]  # one of them, or several
+Given = str | list[int] | list[dict[str, Any]]  # a prompt that has been looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Request:
     """Everything about a decode that is not the prompt.
 
     `method` is a name of the catalogue, unmasking rules joined by "+", or a method that was built by hand
-    (`catalog.build`, `compose`) for the same model. `stop` may be one string.
+    (`catalog.build`, `compose`) for the same model. `stop` may be one string. `system` opens every conversation that
+    has no system message of its own, and `template_args` reach the chat template (`enable_thinking`, …); with `raw`,
+    prompts are continued as they stand, without a template.
     """
 
     method: str | Method = "ar"
@@ -73,6 +77,8 @@ class Request:
     raw: bool = False
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    system: str = ""
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value of another kind, or out of its range."""
@@ -92,6 +98,14 @@ class Request:
         })  # fmt: skip
         if any(not s for s in self.stop):
             raise InputError("A stop string is empty: it would stop every text at once. Leave it out.")
+        object.__setattr__(self, "template_args", options_of(self.template_args, "template_args"))
+        if self.raw and (self.system or self.template_args):
+            raise InputError("A raw prompt meets no chat template: leave out raw, or system and template_args.")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What `LanguageModel.encode` wants to know besides the prompt."""
+        return {"raw": self.raw, "system": self.system, "template_args": self.template_args}
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Request:
@@ -107,30 +121,48 @@ class Request:
         return dataclasses.replace(self, batch_size=min(self.batch_size, bucket(prompts, smallest=1)))
 
 
-def texts(prompts: Any) -> list[str | list[int]]:
-    """The prompts, each a string or a list of token ids. One string, or one row of ids, is one prompt.
+def texts(prompts: Any) -> list[Given]:
+    """The prompts, each a string, a list of token ids or a list of messages. One of them is one prompt.
 
     Rows of a 2-D array are prompts. Raises `InputError` for anything else, and where there is none.
     """
     if isinstance(prompts, str):
         return [prompts]
-    items = _items(prompts, "Prompts are strings, or rows of token ids")
+    items = _items(prompts, "Prompts are strings, rows of token ids, or lists of messages")
     if not items:
         raise InputError("There are no prompts; give at least one.")
-    if all(_is_id(item) for item in items):
+    if all(_is_id(item) for item in items) or all(isinstance(item, Mapping) for item in items):
         return [one_text(items)]
     return [one_text(item) for item in items]
 
 
-def one_text(prompt: Any) -> str | list[int]:
-    """One prompt: a string as it is, token ids as a list of int. Raises `InputError` for anything else."""
+def one_text(prompt: Any) -> Given:
+    """One prompt: a string as it is, token ids as a list of int, messages as a list of dict.
+
+    Raises `InputError` for anything else, and for messages without a role or a text.
+    """
     if isinstance(prompt, str):
         return prompt
-    items = _items(prompt, "A prompt is a string or a row of token ids")
+    items = _items(prompt, "A prompt is a string, a row of token ids, or a list of messages")
+    if items and all(isinstance(item, Mapping) for item in items):
+        return [_message(item) for item in items]
     wrong = next((item for item in items if not _is_id(item)), None)
     if wrong is not None:
-        raise InputError(f"A prompt is a string or a row of token ids; {_brief(wrong)} is neither text nor an id.")
+        raise InputError(
+            "A prompt is a string, a row of token ids, or a list of messages; "
+            f"{_brief(wrong)} is neither text nor an id."
+        )
     return [operator.index(item) for item in items]
+
+
+def _message(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with a role and a text. Without a text it calls tools; what else it says is the template's affair."""
+    message = dict(given)
+    if not isinstance(message.get("role"), str):
+        raise InputError(f"A message reads {{'role': 'user', 'content': 'Hi'}}; {_brief(message)} has no role.")
+    if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+        raise InputError(f"The content of a message is a string; that of {_brief(message)} is none.")
+    return message
 
 
 def names(given: Any, what: str = "method") -> list[str | Method]:

@@ -36,9 +36,14 @@ ODD = st.one_of(
     st.sampled_from([object(), len, int, np.zeros(2), np.zeros(()), jnp.ones((2, 2)), Ellipsis, range(3)]),
 )  # fmt: skip
 IDS = st.lists(st.integers(0, 258), min_size=1, max_size=9)
+MESSAGE = st.fixed_dictionaries({}, optional={
+    "role": st.sampled_from(["user", "system", "assistant", "x"]) | ODD, "content": st.text(max_size=5) | ODD,
+    "tool_calls": ODD, "name": ODD,
+})  # fmt: skip
 PROMPT = st.one_of(
     st.text(min_size=1, max_size=12), IDS, IDS.map(np.asarray), IDS.map(lambda x: np.asarray(x, np.uint16)),
     IDS.map(tuple), IDS.map(lambda x: [np.int64(i) for i in x]), st.lists(st.integers(-5, 10**12), max_size=4), ODD,
+    st.lists(MESSAGE, max_size=3),
 )  # fmt: skip
 PROMPTS = st.one_of(PROMPT, st.lists(PROMPT, max_size=2), st.lists(PROMPT, max_size=2).map(iter))
 STOP = st.one_of(st.text(max_size=3), st.lists(st.text(min_size=1, max_size=3), max_size=2), ODD)
@@ -47,7 +52,8 @@ METHOD = st.one_of(st.sampled_from(NAMES), st.sampled_from(NAMES[:1]), ODD)
 FIELDS = st.fixed_dictionaries({}, optional={
     "temperature": NUMBERS | ODD, "top_k": NUMBERS | ODD, "top_p": NUMBERS | ODD, "min_p": NUMBERS | ODD,
     "repetition": NUMBERS | ODD, "seed": NUMBERS | ODD, "batch_size": NUMBERS | ODD, "raw": ODD, "stop": STOP,
-    "max_tokens": ODD,
+    "max_tokens": ODD, "system": st.text(max_size=3) | ODD,
+    "template_args": ODD | st.dictionaries(st.text(max_size=3), ODD, max_size=2),
 })  # fmt: skip
 OPTIONS = st.none() | ODD | st.dictionaries(
     st.sampled_from(["window", "num_draft", "ngram", "pool", "guesses", "accept", "draft", "heads", "latest", "x"]),

@@ -45,7 +45,8 @@ from paradec.lm import LanguageModel
 from paradec.models import lora
 from paradec.models.heads import HeadWeights, MedusaHeads, ShortList
 from paradec.models.ranked_tree import best_first, expected
-from paradec.prompts import read_prompts
+from paradec.prompts import question, read_prompts
+from paradec.request import Given
 
 SIZES = (3, 7, 15, 31, 63)
 
@@ -84,7 +85,7 @@ def check(config: Medusa, lm: LanguageModel) -> None:
             chain.check_batch(joint.rows)
 
 
-def written(config: Medusa) -> list[str]:
+def written(config: Medusa) -> list[Given]:
     """The prompts that people wrote: the built-in ones and those of files."""
     read = [read_prompts(path, say, config.text.prompts_each) for path in config.text.prompts]
     return sum(read, instructions(config.text.instructions))
@@ -99,7 +100,7 @@ def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
     return traces.HiddenRows(paths)
 
 
-def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, list[str], int]]:
+def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, list[Given], int]]:
     """What the model is asked: a folder for its answers, the prompts, and how many tokens of each text are kept."""
     text, kept, prompts = config.text, folders(config), written(config)
     yield kept["text"], prompts, text.length
@@ -109,7 +110,7 @@ def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, list[str], 
         yield kept["imagined"], traces.imagined(lm, text.imagined, users, **ask), text.length
     if text.retold:
         answers = [lm.tokenizer.decode(record["new"]) for record in traces.read(kept["text"])]
-        yield kept["retold"], retold(prompts, answers, text.retold, config.seed), 2 * text.length
+        yield kept["retold"], retold([*map(question, prompts)], answers, text.retold, config.seed), 2 * text.length
 
 
 def folders(config: Medusa) -> dict[str, Path]:

@@ -53,7 +53,7 @@ def compare(
         from paradec import viz
 
         traces = [rows[0].trace() for rows in report.generations.values()]
-        write(html, viz.page(traces, title=f"{model}: {texts[0][:60]}"))
+        write(html, viz.page(traces, title=f"{model}: {traces[0].prompt[:60]}"))
     broken = report.broken() if dtype == "float32" else []
     if broken:
         names_ = ", ".join(f"{e.method} ({e.identical} of {e.total} rows)" for e in broken)

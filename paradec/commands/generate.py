@@ -43,7 +43,7 @@ def generate(
 
 
 def batch(
-    lm: Any, texts: list[str], first: int, request: dict[str, Any], options: dict[str, Any], bad: list[str]
+    lm: Any, texts: list[Any], first: int, request: dict[str, Any], options: dict[str, Any], bad: list[str]
 ) -> Iterator[Any]:
     """Results of the batch that starts at row `first`; prompts that cannot be decoded are named and left out."""
     from paradec.lm import Request
@@ -52,14 +52,14 @@ def batch(
     encoded, rows = [], []
     for row, text in enumerate(texts[first : first + ask.batch_size], first):
         try:
-            encoded.append(lm.encode(text, raw=ask.raw))
+            encoded.append(lm.encode(text, **ask.reading))
             rows.append(row)
         except InputError as e:
             if len(texts) == 1:
                 raise
             note(bad, f"Prompt {row + 1} is skipped: {e}")
     if encoded:
-        yield from lm.decode(lm.decoder(ask, options), encoded, ask, rows, [texts[r] for r in rows])
+        yield from lm.decode(lm.decoder(ask, options), encoded, ask, rows, [lm.shown(texts[r]) for r in rows])
 
 
 def show(result: Any, as_json: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +45,10 @@ class Sample:
     """Rows decoded together."""
     raw: bool = False
     """Continue the prompt as it stands, without the chat template."""
+    system: str = ""
+    """A system message before every conversation that has none."""
+    template_arg: Annotated[tuple[str, ...], Repeat] = ()
+    """A variable of the chat template, key=value, the value as JSON has it; may be repeated."""
     stop: Annotated[tuple[str, ...], Repeat] = ()
     """A string that ends the text; may be repeated."""
 
@@ -54,6 +60,7 @@ class Sample:
         from paradec.lm import Request
 
         given = {name: value for name, value in vars(self).items() if value is not None and name != "defaults"}
+        given["template_args"] = dict(map(variable, given.pop("template_arg")))
         asked = lm.defaults if lm is not None and self.defaults == "model" else {}
         fields = dict(asked) | given | more
         Request(**fields)
@@ -80,10 +87,9 @@ MethodName = Annotated[
 MethodArgs = Annotated[
     tuple[str, ...], Repeat, tyro.conf.arg(help="An option of the method, key=value (compare: method.key=value).")
 ]
-PromptText = Annotated[str | None, given(str, "TEXT", "The text to continue; or give --prompts.")]
-PromptFile = Annotated[
-    Path | None, given(Path, "FILE", 'A JSONL file with a {"prompt": …}, {"question": …} or {"turns": …} a line.')
-]
+PROMPTS = 'A JSONL file with a {"prompt": …}, {"question": …}, {"messages": …} or {"turns": …} a line.'
+PromptText = Annotated[str | None, given(str, "TEXT", "What is said or, raw, continued; - reads it from stdin.")]
+PromptFile = Annotated[Path | None, given(Path, "FILE", f"{PROMPTS} A .txt file is one prompt.")]
 Limit = Annotated[int | None, given(int, "INT", "Read this many prompts of the file at most.")]
 Dtype = Annotated[str, tyro.conf.arg(help="Of the weights: float32, bfloat16 or float16.")]
 Repeats = Annotated[int, tyro.conf.arg(help="Timed rounds after the one that compiles; 0: texts and calls alone.")]
@@ -93,7 +99,7 @@ Figure = Annotated[Path | None, given(Path, "FILE", f"Draw a figure into this fi
 Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
 
 
-def gather(prompt: str | None, path: Path | None, limit: int | None, bad: list[str]) -> list[str]:
+def gather(prompt: str | None, path: Path | None, limit: int | None, bad: list[str]) -> list[Any]:
     """The prompts that the options name: exactly one of --prompt and --prompts."""
     from paradec.prompts import read_prompts
 
@@ -101,11 +107,37 @@ def gather(prompt: str | None, path: Path | None, limit: int | None, bad: list[s
         raise InputError("Give either --prompt TEXT or --prompts FILE.jsonl.")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1; {limit} was given.")
+    if path is not None and path.suffix == ".txt":
+        return [check_prompt(text_of(path))]
     return [check_prompt(prompt)] if prompt is not None else read_prompts(path, lambda s: note(bad, s), limit)
 
 
+def text_of(path: Path) -> str:
+    """The text of a file, without the line feed at its end. Raises `InputError` where it cannot be read."""
+    try:
+        return path.read_text("utf-8").removesuffix("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read a prompt in {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def variable(pair: str) -> tuple[str, Any]:
+    """The name and the value of `key=value`; what is no JSON is a string."""
+    name, is_one, value = pair.partition("=")
+    if not name or not is_one:
+        raise InputError(f"A variable of the chat template reads key=value; {pair!r} was given.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def check_prompt(prompt: str) -> str:
-    """The prompt, if there is anything in it."""
+    """The prompt, if there is anything in it. A lone - is what stdin says."""
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.read().removesuffix("\n")
+        except (OSError, ValueError) as error:
+            raise InputError(f"Cannot read a prompt from stdin: {error}.") from error
     if not prompt.strip():
         raise InputError("The prompt is empty; give at least one word.")
     return prompt

@@ -28,7 +28,7 @@ def trace(
     options = o.split_options(names, method_arg) if names else {}
     whole_file.check_all({"--html": (html, ()), "--png": (png, o.FIGURES)})
     sample.request()
-    o.check_prompt(prompt)
+    prompt = o.check_prompt(prompt)
     lm = o.load_model(model, dtype)
     if not names:
         names = list(catalog.USUAL[catalog.denoises(lm.model)][:2])

@@ -54,7 +54,7 @@ def record(
         path = folder / f"{number:05}.jsonl"
         if not path.exists():
             rows = range(number * shard, min((number + 1) * shard, len(prompts)))
-            encoded = {row: lm.encode(prompts[row], raw=ask.raw) for row in rows}
+            encoded = {row: lm.encode(prompts[row], **ask.reading) for row in rows}
             alike = sorted(rows, key=lambda row: len(encoded[row]))  # batches of like length waste least
             lines = {}
             for first in range(0, len(alike), ask.batch_size):

@@ -137,7 +137,7 @@ def record(
     `folder`, when all have written. Raises `InputError` where the folder holds another recording.
     """
     ask = Request.of(request)
-    encoded = [lm.encode(prompt, raw=ask.raw) for prompt in texts(prompts)]
+    encoded = [lm.encode(prompt, **ask.reading) for prompt in texts(prompts)]
     asked = {"block": block, "along": along, "options": dict(options or {}), "shard": shard}
     claim(folder, lm, encoded, asked | {"request": configs.as_json(ask)})
     ask = ask.within(min(shard, len(encoded)))
