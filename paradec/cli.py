@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
+from paradec import __version__
 from paradec.guard import PATIENCE, guarded
 
 
@@ -21,11 +22,14 @@ def run(argv: Sequence[str] | None) -> int:
     """The command that the words name."""
     import tyro
 
+    if (sys.argv[1:] if argv is None else [*argv]) == ["--version"]:
+        print(f"paradec {__version__}")
+        return 0
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter must not end a decode
             stream.reconfigure(errors="backslashreplace")
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    about = "Decode language models in parallel."
+    about = "Decode language models in parallel. --version prints which paradec this is."
     return tyro.extras.subcommand_cli_from_dict(
         commands(), prog="paradec", description=about, args=argv, config=options
     )

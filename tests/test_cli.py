@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 
@@ -241,6 +242,10 @@ def test_methods_show_what_they_take(capsys):
     _, out, _ = run(capsys, "methods")
     assert "draft_model: draft=MODEL or layers:N" in out and "medusa: heads=FILE" in out
     assert "block=the model's own" in out and "block=32" not in out
+
+
+def test_the_version_is_the_packages(capsys):
+    assert run(capsys, "--version") == (0, f"paradec {importlib.metadata.version('paradec')}\n", "")
 
 
 def test_unknown_model(capsys):

@@ -100,7 +100,8 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["tokens are not compared", pytest.param("everything agrees", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(monkeypatch, name):
     """A chain that is followed although guess and truth differ gives other texts."""
     some = dict(accuracy=0.2, block=None)
