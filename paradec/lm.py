@@ -140,6 +140,8 @@ class LanguageModel:
                 f"{self.name} has no chat template: it is a base model. With raw=True (--raw on the command line) "
                 "it continues a string as it stands."
             )
+        if taken := {"self", "messages"} & {*template_args}:
+            raise InputError(f"{min(taken)} is no variable of a chat template; messages are given as the prompt.")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if system and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": system}, *messages]

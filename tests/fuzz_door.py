@@ -36,6 +36,7 @@ ODD = st.one_of(
     st.sampled_from([object(), len, int, np.zeros(2), np.zeros(()), jnp.ones((2, 2)), Ellipsis, range(3)]),
 )  # fmt: skip
 IDS = st.lists(st.integers(0, 258), min_size=1, max_size=9)
+VARIABLES = st.text(max_size=3) | st.sampled_from(["messages", "self", "add_generation_prompt", "tools", "eos_token"])
 MESSAGE = st.fixed_dictionaries({}, optional={
     "role": st.sampled_from(["user", "system", "assistant", "x"]) | ODD, "content": st.text(max_size=5) | ODD,
     "tool_calls": ODD, "name": ODD,
@@ -53,7 +54,7 @@ FIELDS = st.fixed_dictionaries({}, optional={
     "temperature": NUMBERS | ODD, "top_k": NUMBERS | ODD, "top_p": NUMBERS | ODD, "min_p": NUMBERS | ODD,
     "repetition": NUMBERS | ODD, "seed": NUMBERS | ODD, "batch_size": NUMBERS | ODD, "raw": ODD, "stop": STOP,
     "max_tokens": ODD, "system": st.text(max_size=3) | ODD,
-    "template_args": ODD | st.dictionaries(st.text(max_size=3), ODD, max_size=2),
+    "template_args": ODD | st.dictionaries(VARIABLES, ODD, max_size=2),
 })  # fmt: skip
 OPTIONS = st.none() | ODD | st.dictionaries(
     st.sampled_from(["window", "num_draft", "ngram", "pool", "guesses", "accept", "draft", "heads", "latest", "x"]),

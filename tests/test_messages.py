@@ -79,6 +79,8 @@ def test_messages_are_written_by_the_template(lm):
         (lambda lm: lm.generate("x", raw=True, system="y"), "leave out raw"),
         (lambda lm: lm.generate("x", template_args=3), "template_args must map names"),
         (lambda lm: lm.generate("x", template_args={"loud": object()}), "as JSON"),
+        (lambda lm: lm.generate("x", template_args={"messages": []}), "messages is no variable"),
+        (lambda lm: lm.generate("x", template_args={"self": 1}), "self is no variable"),
         (lambda lm: lm.generate("x", system=3), "system"),
         (lambda lm: question([1, 2]), "Token ids are no text"),
     ],
