@@ -12,8 +12,8 @@ from paradec.errors import InputError, UnknownName, check_fields, check_kinds
 from paradec.types import Method
 from paradec.viz.trace import Trace
 
-Messages = Iterable[Mapping[str, Any]]  # [{"role": "user", "content": "Hi"}, …]
-Text = str | Iterable[SupportsIndex] | Messages  # a string, token ids (a list, an array of numpy or jax, …), a chat
+# A string, token ids (a list, an array of numpy or jax, …), or messages: [{"role": "user", "content": "Hi"}, …].
+Text = str | Iterable[SupportsIndex] | Iterable[Mapping[str, Any]]
 Prompts = str | Iterable[Any]  # one of them, or several
 Given = str | list[int] | list[dict[str, Any]]  # a prompt that has been looked at
 
