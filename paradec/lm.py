@@ -20,7 +20,7 @@ from paradec.decoder import Decoder, Program, precision
 from paradec.errors import InputError, at_least
 from paradec.io.detokenize import Transcript
 from paradec.io.tokenizer import Tokenizer
-from paradec.request import Generation, Given, Prompts, Request, Text, one_text, options_of, texts
+from paradec.request import Generation, Given, Prompts, Request, Text, is_chat, one_text, options_of, texts
 from paradec.types import DecodeState, Model, Prompt
 
 __all__ = ["Decoder", "Generation", "LanguageModel", "Request", "Text", "precision"]
@@ -92,7 +92,7 @@ class LanguageModel:
         """A prompt as results show it: of a conversation, a line for each message."""
         if isinstance(prompt, str):
             return prompt
-        if prompt and isinstance(prompt[0], dict):
+        if is_chat(prompt):
             return "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in prompt)
         return self.tokenizer.decode(prompt)
 
@@ -110,7 +110,7 @@ class LanguageModel:
             raise InputError("The prompt is empty; give at least one word.")
         if isinstance(prompt, str) and raw:
             prompt = self.tokenizer.encode(prompt, special=True)
-        elif isinstance(prompt, str) or (prompt and isinstance(prompt[0], dict)):
+        elif isinstance(prompt, str) or is_chat(prompt):
             prompt = self.tokenizer.encode(self._said(prompt, raw, system, template_args or {}), special=False)
         elif system or template_args:
             raise InputError("Token ids are read as they stand: put the system prompt into them, or give messages.")

@@ -7,22 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paradec.data import text
 from paradec.errors import InputError
 from paradec.io import json_lines
-from paradec.request import Given, one_text
+from paradec.request import Given, is_chat, one_text
 
 
 def read_prompts(path: str | Path, complain: Callable[[str], None], limit: int | None = None) -> list[Given]:
     """The first `limit` prompts of a file of `{"prompt": …}`, `{"question": …}`, `{"messages": [{"role": …, "content":
-    …}, …]}` or `{"turns": [first, …]}` lines. Of messages, an answer at the end is left out.
+    …}, …]}` or `{"turns": [first, …]}` lines. Of messages, an answer at the end is left out. A `.txt` file is one
+    prompt, without the line feed at its end.
 
     `complain` gets one sentence per malformed line; blank lines are skipped. Raises `InputError` where the file
     cannot be read or holds no prompt at all, and for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise InputError(f"At least 1 prompt of a file must be read; {limit} were asked for.")
-    found = json_lines.read(path, "prompts", prompt_of, complain)
-    prompts = [prompt for _, prompt in itertools.islice(found, limit)]
+    if Path(path).suffix == ".txt":
+        whole = text.read(path).removesuffix("\n")
+        prompts = [whole] if whole.strip() else []
+    else:
+        found = json_lines.read(path, "prompts", prompt_of, complain)
+        prompts = [prompt for _, prompt in itertools.islice(found, limit)]
     if not prompts:
         raise InputError(f'{path} holds no prompt; each line should read {{"prompt": "…"}}.')
     return prompts
@@ -52,7 +58,7 @@ def question(prompt: Given) -> str:
     """What a prompt of text asks: of messages, the last one. Raises `InputError` for token ids."""
     if isinstance(prompt, str):
         return prompt
-    if not prompt or not isinstance(prompt[-1], dict):
+    if not is_chat(prompt):
         raise InputError("Token ids are no text; give a string, or messages.")
     return prompt[-1].get("content") or ""
 

@@ -155,6 +155,11 @@ def one_text(prompt: Any) -> Given:
     return [operator.index(item) for item in items]
 
 
+def is_chat(prompt: Given) -> bool:
+    """Whether a prompt that has been looked at is messages."""
+    return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], dict)
+
+
 def _message(given: Mapping[str, Any]) -> dict[str, Any]:
     """A message with a role and a text. Without a text it calls tools; what else it says is the template's affair."""
     message = dict(given)

@@ -112,7 +112,7 @@ def run(capsys, *argv):
 def test_the_shell_speaks_conversations(lm, folder, capsys, tmp_path, monkeypatch):
     path, plain = tmp_path / "chats.jsonl", tmp_path / "plain.txt"
     path.write_text(json.dumps({"messages": CHAT}) + "\n")
-    plain.write_text("Hello\n")
+    plain.write_bytes(b"\xef\xbb\xbfHello\n")  # a byte-order mark is no part of a text
     ask = ("generate", "--model", folder, "--max-new-tokens", "5", "--json")
     more = dict(system="Be brief.", template_args={"loud": 3})
     told = ("--system", "Be brief.", "--template-arg", "loud=3")
@@ -123,5 +123,9 @@ def test_the_shell_speaks_conversations(lm, folder, capsys, tmp_path, monkeypatc
         assert status == 0 and line["token_ids"] == list(lm.generate(prompt, max_new_tokens=5, **more)[0].token_ids)
         assert line["prompt"] == lm.shown(prompt)
     assert run(capsys, *ask, "--prompt", "x", "--template-arg", "loud")[0] == 2
+    deep = "unread=" + "[" * 100_000  # no JSON, so a string
+    assert run(capsys, *ask, "--prompt", "x", "--template-arg", deep)[0] == 0
     assert run(capsys, *ask, "--prompts", tmp_path / "none.txt")[0] == 2
+    (tmp_path / "empty.txt").write_bytes(b"\n")
+    assert run(capsys, *ask, "--prompts", tmp_path / "empty.txt")[0] == 2
     assert Request(system="a").reading == {"raw": False, "system": "a", "template_args": {}}

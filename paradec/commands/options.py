@@ -107,17 +107,7 @@ def gather(prompt: str | None, path: Path | None, limit: int | None, bad: list[s
         raise InputError("Give either --prompt TEXT or --prompts FILE.jsonl.")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1; {limit} was given.")
-    if path is not None and path.suffix == ".txt":
-        return [check_prompt(text_of(path))]
     return [check_prompt(prompt)] if prompt is not None else read_prompts(path, lambda s: note(bad, s), limit)
-
-
-def text_of(path: Path) -> str:
-    """The text of a file, without the line feed at its end. Raises `InputError` where it cannot be read."""
-    try:
-        return path.read_text("utf-8").removesuffix("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read a prompt in {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def variable(pair: str) -> tuple[str, Any]:
@@ -127,7 +117,7 @@ def variable(pair: str) -> tuple[str, Any]:
         raise InputError(f"A variable of the chat template reads key=value; {pair!r} was given.")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second for what is nested too deeply
         return name, value
 
 
