@@ -62,7 +62,7 @@ def trained(folder: Path, data: int, model: int, rules: str, pack: int = 0, step
         rows = chain.batches((Ragged if pack else Markov)(16, 13, 64), 8, pack=pack, threads=2)
         state = training.fit(
             Run(out=folder, save_every=2), plan, objective, trainable, frozen, rows, key=key, config={"pack": pack},
-            evaluate=training.evaluator(plan, objective, frozen, held),
+            evaluate=training.Evaluator(plan, objective, frozen, held),
         )  # fmt: skip
         whole = mesh.fetched(state.trainable, at_once=2000)
         sums = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(whole)]

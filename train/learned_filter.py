@@ -89,7 +89,7 @@ def fitted(
     """The filter after its training."""
     objective, key = FilterLoss(filter, config.filter.wrong), jax.random.key(config.seed)
     batches = watched.Drawn(train, config.batch, config.seed)
-    look = loop.evaluator(config.plan, objective, None, chain.HeldOut(held, config.batch, watched.filter_batch))
+    look = loop.Evaluator(config.plan, objective, None, chain.HeldOut(held, config.batch, watched.filter_batch))
     new = params.init(filter.specs(), key)
     state = loop.fit(
         config.run, config.plan, objective, new, None, batches, key=key, config=configs.kept(config), evaluate=look

@@ -78,7 +78,7 @@ def main(config: Lm) -> TrainState:
         state = loop.fit(
             config.run, config.plan, objective, trainable, frozen, rows,
             key=jax.random.key(config.seed + 1), config=kept,
-            evaluate=loop.evaluator(config.plan, objective, frozen, held),
+            evaluate=loop.Evaluator(config.plan, objective, frozen, held),
             work=work(config, model, trainable, frozen, next(iter(rows))),
         )  # fmt: skip
         final = mesh.fetched(lora.merged(params.merge(state.learned, frozen)))

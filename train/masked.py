@@ -78,7 +78,7 @@ def main(config: Masked) -> TrainState:
             config.run, config.plan, objective, trainable, frozen,
             chain.batches(corpus.train, config.batch, seed=config.seed, pack=corpus.pack),
             key=jax.random.key(config.seed + 1), config=kept,
-            evaluate=loop.evaluator(config.plan, objective, frozen, held),
+            evaluate=loop.Evaluator(config.plan, objective, frozen, held),
             work=Work(tokens=config.batch * corpus.length),
         )  # fmt: skip
         final = mesh.fetched(params.merge(state.learned, frozen))

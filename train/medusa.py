@@ -143,7 +143,7 @@ def first_stage(
     if not config.plan.steps:
         return new
     batches = chain.batches(train, config.batch, seed=config.seed, make=traces.head_batch)
-    look = loop.evaluator(config.plan, objective, short, chain.HeldOut(held, config.batch, traces.head_batch))
+    look = loop.Evaluator(config.plan, objective, short, chain.HeldOut(held, config.batch, traces.head_batch))
     work = Work(tokens=config.batch * train[0]["token"].shape[0])
     kept = configs.kept(config, "text", "heads", "plan", "batch", "seed", "model", "dtype")
     return loop.fit(

@@ -50,9 +50,12 @@ class Damaged(Exception):
 
 def _unsaid(record: logging.LogRecord) -> bool:
     """Whether a record tells what no exception will. Orbax' threads each log a full disk, with a traceback, before it
-    reaches us, and once more at the end of the process."""
+    reaches us, and once more at the end of the process; who waits for one of them logs that it was interrupted."""
+    if "orbax" not in record.pathname:
+        return True
     cause = record.exc_info[1] if record.exc_info else ""
-    return "orbax" not in record.pathname or not any(sign in f"{record.getMessage()} {cause}" for sign in FULL)
+    told = any(sign in f"{record.getMessage()} {cause}" for sign in FULL)
+    return not told and not isinstance(cause, KeyboardInterrupt)
 
 
 class Checkpoints:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import signal
 import threading
@@ -65,9 +66,6 @@ class Data(Protocol):
     def __iter__(self) -> Any: ...
 
 
-Evaluate = Callable[[TrainState], Mapping[str, float]]
-
-
 def fit(
     run: Run,
     plan: Plan,
@@ -78,7 +76,7 @@ def fit(
     *,
     key: jax.Array,
     config: Mapping[str, Any],
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluator | None = None,
     work: Work = Work(),
 ) -> TrainState:
     """Train until `plan.steps`, from the newest whole checkpoint in `run.out` or from the beginning.
@@ -86,9 +84,9 @@ def fit(
     `data` yields the rows of each batch that this process holds (`mesh.held`), as numpy arrays. `config` is the whole
     configuration as JSON; a checkpoint made with another, or on other frozen weights, is refused, with the differences,
     unless `run.changed`.
-    `evaluate` returns numbers, `loss` among them. SIGTERM (and a preemption notice, under `jax.distributed`) saves and
-    raises `Stopped`, so that nobody takes half-trained weights for the result. Raises `Diverged` after a last
-    checkpoint when loss or gradient is not finite.
+    SIGTERM (and a preemption notice, under `jax.distributed`) gives up an evaluation, saves and raises `Stopped`, so
+    that nobody takes half-trained weights for the result. All programs are compiled before the second step: from then
+    on a save waits for none. Raises `Diverged` after a last checkpoint when loss or gradient is not finite.
     """
     trainable, frozen, key = (_on_mesh(tree) for tree in (trainable, steps.narrowed(plan, frozen), key))
     config = dict(config) | _told_by(frozen)
@@ -100,13 +98,12 @@ def fit(
         found = kept.restore(abstract, partial(_same_config, run, config))
         if found is None:
             state, first = make(trainable, key), 0
+            digests(state)  # compiled here: the first save may be one that a scheduler waits for
         else:
             state, first = found.state, found.step
             _go_on(batches, found.positions)
         with writers.opened(run.out, run.log, first, config) as logs, Report(logs, first, plan.steps, work) as report:
             turn = _Turn(run, plan, objective, frozen, batches, config, evaluate, kept, report, asked)
-            if first >= plan.steps and evaluate and not mesh.first_says(writers.evaluated(run.out, first) is not None):
-                turn.look(first, state)  # its log was lost
             return turn.all(state, first)
 
 
@@ -120,14 +117,18 @@ class _Turn:
     frozen: PyTree
     batches: Any
     config: dict[str, Any]
-    evaluate: Evaluate | None
+    evaluate: Evaluator | None
     kept: Checkpoints
     report: Report
     asked: _Terminated
 
     def all(self, state: TrainState, first: int) -> TrainState:
         """Every step that is left. Metrics are fetched one step late, so that the device never waits for the host."""
-        late = None
+        if self.evaluate and first < self.plan.steps:
+            self.evaluate.prepare(state)
+        if first and self.due(first) and not mesh.first_says(writers.evaluated(self.run.out, first) is not None):
+            self.look(first, state)  # it was given up, or its log was lost
+        n, late, stop = first, None, False
         for n in range(first + 1, self.plan.steps + 1):
             clock = Clock()
             with clock("input"):
@@ -137,16 +138,17 @@ class _Turn:
             self.asked.waits = True
             self.tell(late, state, n)
             late = (n, metrics, clock)
-            looked = n == self.plan.steps or (self.run.evaluate_every and n % self.run.evaluate_every == 0)
             stop = self.stopping(n)
-            if looked or stop or n % self.run.save_every == 0:
+            if n == self.plan.steps or self.due(n) or stop or n % self.run.save_every == 0:
                 self.tell(late, state, n)  # what the checkpoint holds must be in the log before it
                 late = None
-                self.save(n, state, self.look(n, state) if looked and self.evaluate else None)
-            if stop and n < self.plan.steps:
-                self.kept.wait()
-                raise Stopped(f"Asked to stop: step {n} is saved. Start the same command again to go on.")
+                self.save(n, state, self.look(n, state) if self.due(n) and not stop else None)
+                stop = stop or self.asked.event.is_set()
+            if stop:
+                break
         self.kept.wait()
+        if stop or self.asked.event.is_set():
+            raise Stopped(f"Asked to stop: step {n} is saved. Start the same command again to go on.")
         return state
 
     def tell(self, late: tuple | None, state: TrainState, now: int) -> None:
@@ -165,9 +167,16 @@ class _Turn:
                 f"{self.run.out}; lower the learning rate, or start again to go on past this batch."
             )
 
-    def look(self, n: int, state: TrainState) -> float:
-        """The loss of an evaluation, which is written down."""
-        values = {name: float(x) for name, x in self.evaluate(state).items()}
+    def due(self, n: int) -> bool:
+        """Whether an evaluation belongs to this step."""
+        every = self.run.evaluate_every
+        return self.evaluate is not None and (n >= self.plan.steps or (every > 0 and n % every == 0))
+
+    def look(self, n: int, state: TrainState) -> float | None:
+        """The loss of an evaluation, which is written down; None where it is given up, because the job must go."""
+        values = self.evaluate(state, self.asked.event.is_set)
+        if values is None:
+            return None
         self.report.evaluated(n, values)
         return values["loss"]
 
@@ -181,26 +190,44 @@ class _Turn:
         return self.asked.event.is_set()
 
 
-def evaluator(plan: Plan, objective: Objective, frozen: PyTree, batches: Iterable[PyTree]) -> Evaluate:
-    """An evaluation hook: the objective's loss and sums over `batches`, with the averaged weights where there are.
+class Evaluator:
+    """The objective's loss and sums over held-out `batches`, with the averaged weights where there are.
 
     Batch i is always seen with the same noise, key i.
     """
 
-    @jax.jit
-    def score(weights: PyTree, frozen: PyTree, batch: PyTree, number: Int[Array, ""]) -> Loss:
-        weights, frozen = steps.narrowed(plan, weights), steps.narrowed(plan, frozen)
-        return objective(weights, frozen, batch, jax.random.key(number))
+    def __init__(self, plan: Plan, objective: Objective, frozen: PyTree, batches: Iterable[PyTree]):
+        @jax.jit
+        def score(weights: PyTree, frozen: PyTree, batch: PyTree, number: Int[Array, ""]) -> Loss:
+            weights, frozen = steps.narrowed(plan, weights), steps.narrowed(plan, frozen)
+            return objective(weights, frozen, batch, jax.random.key(number))
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        seen = enumerate(batches)
-        total = jax.device_get([score(state.learned, frozen, mesh.whole(batch), np.int32(i)) for i, batch in seen])
-        if not total:
-            raise InputError("There is nothing to evaluate on: the held-out data has not one whole batch.")
-        whole_set = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *total)
-        return {name: float(mean) for name, mean in whole_set.means().items()}
+        self._score, self._frozen, self._batches = score, frozen, batches
 
-    return evaluate
+    def prepare(self, state: TrainState) -> None:
+        """Compile, by the first batch alone. Raises `InputError` where there is none."""
+        _means(list(itertools.islice(self._scored(state), 1)))
+
+    def __call__(self, state: TrainState, asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """The means, `loss` among them; None where it was `asked` to stop before all was scored."""
+        total: list[Loss] = []
+        for sums in self._scored(state):
+            total.append(sums)
+            jax.block_until_ready(total[-2:][0])  # one batch ahead of the device, so that it can be stopped
+            if asked():
+                return None
+        return _means(total)
+
+    def _scored(self, state: TrainState) -> Iterator[Loss]:
+        for i, batch in enumerate(self._batches):
+            yield self._score(state.learned, self._frozen, mesh.whole(batch), np.int32(i))
+
+
+def _means(total: Sequence[Loss]) -> dict[str, float]:
+    if not total:
+        raise InputError("There is nothing to evaluate on: the held-out data has not one whole batch.")
+    whole_set = jax.tree.map(lambda *parts: np.sum(parts, dtype=np.float64), *jax.device_get(total))
+    return {name: float(mean) for name, mean in whole_set.means().items()}
 
 
 def _next(batches: Iterator[PyTree], n: int) -> PyTree:

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import jax
@@ -241,3 +242,21 @@ def test_a_full_disk_says_so_and_leaves_the_last_step_whole(tmp_path, caplog):
         assert found.step >= 1 and raw(found.state) == raw(big(found.step))
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_an_interrupt_while_a_save_is_awaited_is_no_error_in_the_log(tmp_path, monkeypatch, caplog):
+    """Orbax logs it, with a traceback, before it hands it on."""
+    join = threading.Thread.join
+
+    def interrupted(thread, timeout=None):
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
+    with Checkpoints(tmp_path) as kept:
+        kept.save(1, state(), None, CONFIG)
+        with monkeypatch.context() as here:
+            here.setattr(threading.Thread, "join", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                kept.wait()
+    assert not [record for record in caplog.records if record.exc_info]

@@ -46,7 +46,7 @@ def train(out: Path, steps: int):
     ask = dict(key=jax.random.key(1), config={"steps": steps})
     trainable, frozen = params.partition(weights, lambda name: True)
     held = chain.HeldOut(Markov(16, 13, 8, seed=1), 8)
-    evaluate = loop.evaluator(plan, objective, frozen, held)
+    evaluate = loop.Evaluator(plan, objective, frozen, held)
     run = Run(out=out, save_every=3, evaluate_every=20)
     return loop.fit(run, plan, objective, trainable, frozen, data, evaluate=evaluate, **ask)
 

@@ -33,15 +33,15 @@ def model():
     return tiny_transformer(vocab_size=16)
 
 
-def fit(out, plan=PLAN, data=None, objective=None, config=None, **run):
+def fit(out, plan=PLAN, data=None, objective=None, config=None, held=None, **run):
     structure, weights = model()
     trainable, frozen = params.partition(weights, lambda name: True)
     objective = objective or NextToken(structure)
-    held = chain.HeldOut(Markov(16, 13, 8, seed=0), 8)
+    held = held or chain.HeldOut(Markov(16, 13, 8, seed=0), 8)
     return loop.fit(
         Run(out=out, **({"save_every": 4, "evaluate_every": 6} | run)), plan, objective, trainable, frozen,
         data or chain.batches(CHAIN, 8, threads=2), key=jax.random.key(1), config=config or {"plan": {"steps": 12}},
-        evaluate=loop.evaluator(plan, objective, frozen, held), work=Work(tokens=96, flops=1e6),
+        evaluate=loop.Evaluator(plan, objective, frozen, held), work=Work(tokens=96, flops=1e6),
     )  # fmt: skip
 
 
@@ -77,6 +77,18 @@ class Interrupted:
 
     def set_state(self, state):
         self.inner.set_state(state)
+
+
+class Deaf(Interrupted):
+    """Data that forgets, at every batch, what was compiled before."""
+
+    def __init__(self, data, compiled):
+        super().__init__(data, 0)
+        self.compiled = compiled
+
+    def __next__(self):
+        self.compiled.clear()
+        return super().__next__()
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +141,48 @@ def test_a_run_that_is_told_to_go_saves_and_goes_on(tmp_path, straight, after):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     final = fit(tmp_path)
     assert same(final, straight[0]) and lines(tmp_path) == straight[1]
+
+
+class HeldBack(list):
+    """Held-out batches, at the `after`th of which, over all evaluations, the process is asked to go."""
+
+    after, seen = 0, 0
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.seen += 1
+            if self.seen == self.after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+# The first batch of all is the one that is compiled by; then each evaluation has three.
+@pytest.mark.parametrize(("after", "at"), [(2, 6), (6, 12), (7, 12)])
+def test_an_evaluation_is_given_up_when_the_run_must_go(tmp_path, straight, after, at):
+    """Whoever goes on makes up for it."""
+    batches = list(chain.HeldOut(Markov(16, 13, 24, seed=0), 8))
+    fit(tmp_path / "straight", held=batches)
+    held = HeldBack(batches)
+    held.after = after
+    with pytest.raises(Stopped, match=f"step {at} is saved"):
+        fit(tmp_path / "run", held=held)
+    assert held.seen == after
+    assert same(fit(tmp_path / "run", held=batches), straight[0])
+    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+
+
+def test_all_is_compiled_before_the_second_step(tmp_path):
+    """A program compiled between a signal and a save, for minutes where the model is large, would outlast the patience
+    of a scheduler."""
+    compiled = []
+    hear = lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        fit(tmp_path, dataclasses.replace(PLAN, steps=2), data=Deaf(chain.batches(CHAIN, 8, threads=2), compiled))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
+    assert not compiled and [line["step"] for line in lines(tmp_path) if "evaluation" in line] == [2]
 
 
 def test_the_data_position_matters(tmp_path, straight, monkeypatch):
