@@ -77,7 +77,7 @@ def main(run: Exactness) -> int:
                     "identical": sum(same),
                     "total": len(same),
                     "tokens_per_call": sum(r.new_tokens for r in rows) / sum(r.calls for r in rows),
-                    "first_divergence": None if all(same) else divergence(lm, encoded, same.index(False), rows, truth),
+                    "first_divergence": divergence(lm, encoded, range(len(rows)), rows, truth),
                     "seconds": round(time.perf_counter() - begin, 1),
                 }
                 broken += catalog.promises(name, options, temperature) and not all(same)

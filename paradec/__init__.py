@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paradec.catalog import METHODS, build
-    from paradec.comparison import Comparison, compare
+    from paradec.comparison import Comparison, Interrupted, compare
     from paradec.decode.loop import run, start, stream
     from paradec.decode.speculative import Speculative, speculative
     from paradec.errors import ParadecError
@@ -29,6 +29,7 @@ __all__ = [
     "Comparison",
     "DecodeState",
     "Generation",
+    "Interrupted",
     "LanguageModel",
     "Model",
     "ParadecError",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 _HOMES = {
     "catalog": ("METHODS", "build"),
-    "comparison": ("Comparison", "compare"),
+    "comparison": ("Comparison", "Interrupted", "compare"),
     "decode.loop": ("run", "start", "stream"),
     "decode.speculative": ("Speculative", "speculative"),
     "errors": ("ParadecError",),

@@ -7,7 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from paradec import __version__
+from paradec.errors import InputError, UnknownName
 from paradec.guard import PATIENCE, guarded
+
+PRINT, WRITE = "--tyro-print-completion", "--tyro-write-completion"
+SHELLS = ("bash", "fish", "zsh")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,9 +26,12 @@ def run(argv: Sequence[str] | None) -> int:
     """The command that the words name."""
     import tyro
 
-    if (sys.argv[1:] if argv is None else [*argv]) == ["--version"]:
+    words = sys.argv[1:] if argv is None else [*argv]
+    if words == ["--version"]:
         print(f"paradec {__version__}")
         return 0
+    if words[:1] in ([PRINT], [WRITE]):
+        check_completion(words)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter must not end a decode
             stream.reconfigure(errors="backslashreplace")
@@ -33,6 +40,15 @@ def run(argv: Sequence[str] | None) -> int:
     return tyro.extras.subcommand_cli_from_dict(
         commands(), prog="paradec", description=about, args=argv, config=options
     )
+
+
+def check_completion(words: Sequence[str]) -> None:
+    """Raise what is wrong with words that ask for a completion, which tyro would not say in a sentence."""
+    wanted = [PRINT, "SHELL"] if words[0] == PRINT else [WRITE, "SHELL", "FILE"]
+    if len(words) != len(wanted):
+        raise InputError(f"Write {' '.join(wanted)}, where SHELL is {', '.join(SHELLS)}.")
+    if words[1] not in SHELLS:
+        raise UnknownName("shell with completions", words[1], SHELLS)
 
 
 def commands() -> dict[str, Callable[..., int]]:

@@ -54,10 +54,15 @@ def _bar(items: Sequence[T], label: str) -> Iterator[T]:
         yield from progress.track(items, description=label)
 
 
-def complain(sentence: str, style: str = "") -> None:
-    """The last sentence of a program that ends early, in the place of a bar if one is drawn."""
+def wipe() -> None:
+    """Take away a bar that is drawn, for what is printed when the loop that it stood for has ended early."""
     for progress in _drawn:
         progress.stop()
+
+
+def complain(sentence: str, style: str = "") -> None:
+    """The last sentence of a program that ends early, in the place of a bar if one is drawn."""
+    wipe()
     ERR.print(sentence, style=style or None, markup=False, soft_wrap=True)
 
 

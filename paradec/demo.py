@@ -12,9 +12,10 @@ from rich.rule import Rule
 
 from paradec import viz
 from paradec.commands import options as o
-from paradec.commands.compare import show
+from paradec.commands.compare import on_interrupt, publisher
 from paradec.console import ERR, OUT, say, track
 from paradec.errors import MOST_REPEATS, at_least
+from paradec.io import whole_file
 
 PROMPT = (
     "Repeat this list:\n"
@@ -29,16 +30,25 @@ OPTIONS = {"medusa": {"num_draft": 7}}
 def demo(
     model: o.ModelName = "smollm2-135m",
     max_new_tokens: Annotated[int, tyro.conf.arg(help="Tokens of the text at most.")] = 96,
-    prompt: Annotated[str, tyro.conf.arg(help="The text to continue.", help_behavior_hint="")] = PROMPT,
+    prompt: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="TEXT",
+            help="What the user says; - reads it from stdin.",
+            help_behavior_hint="(default: a list to repeat)",
+        ),
+    ] = PROMPT,
     repeats: o.Repeats = 3,
+    png: o.Figure = None,
 ) -> int:
-    """Load the model, draw each method's decode as it happens, and time them against each other."""
+    """Draw a model's text as each method decodes it, then time them in turn."""
     from paradec.comparison import compare
     from paradec.parts import shipped
 
     o.Sample(max_new_tokens=max_new_tokens).request()
-    o.check_prompt(prompt)
+    prompt = o.check_prompt(prompt)
     at_least("repeats", repeats, 0, MOST_REPEATS)
+    whole_file.check_all({"--png": (png, o.FIGURES)})
 
     begin = time.perf_counter()
     lm = o.load_model(model, "float32")
@@ -56,8 +66,10 @@ def demo(
         OUT.print()
     say("Timing: every method decodes the text again, in turn…")
     ask = {"method_args": OPTIONS, "max_new_tokens": max_new_tokens, "track": partial(track, label="Timing")}
-    report = compare(lm, [prompt], methods, repeats=repeats, **ask)
-    show(report)
+    publish = publisher(png=png)
+    with on_interrupt(publish):
+        report = compare(lm, [prompt], methods, repeats=repeats, **ask)
+    publish(report)
     other = [entry.method for entry in report.methods if entry.identical < entry.total]
     same = f"{', '.join(other)} wrote other tokens than ar" if other else "every method wrote the same tokens"
     OUT.print(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import itertools
 import json
+import shutil
+import subprocess
 
 import jax
 import pytest
 from rich.console import Console
 
 import paradec
-from paradec import console
+from paradec import cli, console
 from paradec.cli import main
 from tests.fixtures import write_tiny_model
 
@@ -80,11 +83,12 @@ def terminal(monkeypatch):
 
 def test_compare_writes_its_contract_and_shows_how_far_it_is(model, capsys, tmp_path, monkeypatch):
     shown = terminal(monkeypatch)
-    file, out_file = tmp_path / "p.jsonl", tmp_path / "out.json"
+    file, out_file, figure = tmp_path / "p.jsonl", tmp_path / "out.json", tmp_path / "out.png"
     file.write_text('{"prompt": "one one one"}\n{"prompt": "two"}\n')
     status, out, _ = run(
         capsys, "compare", "--model", model, "--methods", "ar,prompt_lookup", "--prompts", file, "--max-new-tokens", 8,
-        "--batch-size", 2, "--repeats", 1, "--json", out_file, "--method-arg", "prompt_lookup.num_draft=3",
+        "--batch-size", 2, "--repeats", 1, "--json", out_file, "--method-arg", "prompt_lookup.num_draft=3", "--texts",
+        "--png", figure,
     )  # fmt: skip
     report = json.loads(out_file.read_text())
     assert status == 0 and "prompt_lookup" in out
@@ -96,7 +100,39 @@ def test_compare_writes_its_contract_and_shows_how_far_it_is(model, capsys, tmp_
     assert [e["method"] for e in report["methods"]] == ["ar", "prompt_lookup"]
     assert all(wanted <= set(e) for e in report["methods"])
     assert len(report["methods"][1]["acceptance_by_depth"]) == 3
+    texts = [[g["text"] for g in e["generations"]] for e in report["methods"]]
+    assert texts[0] == texts[1] and len(texts[0]) == 2 and not report["partial"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
     assert "Comparing 2 methods" in shown.getvalue() and "4/4" in shown.getvalue(), "warm-up and one turn, two methods"
+
+
+def stopped(monkeypatch, place, number):
+    """Ctrl-C meets the comparison of this command before that many cells are through."""
+
+    def track(cells, label):
+        yield from itertools.islice(cells, number)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{place}.track", track)
+
+
+def test_an_interrupted_comparison_shows_what_it_has(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "sort - - D A C B F E"}\n' * 3)
+    ask = ("compare", "--model", "lists", "--prompts", "p.jsonl", "--methods", "threshold", "--max-new-tokens", 6)
+    files = ("--repeats", 1, "--json", "x.json", "--html", "x.html", "--png", "x.png")
+    stopped(monkeypatch, "paradec.commands.compare", 11)
+    status, out, err = run(capsys, *ask, *files)
+    assert status == 130 and err.endswith("Interrupted.\n") and "Traceback" not in err
+    assert "partial: 2 of 3 prompts, 1 of 1 round" in out and "threshold" in out
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["partial"] and report["asked"] == {"prompts": 3, "repeats": 1} and report["settings"]["prompts"] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "x.json", "x.html", "x.png"}
+    stopped(monkeypatch, "paradec.commands.compare", 1)
+    for path in tmp_path.glob("x.*"):
+        path.unlink()
+    status, out, err = run(capsys, *ask, *files)
+    assert (status, out, err) == (130, "", "Interrupted.\n") and not list(tmp_path.glob("x.*"))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere bfloat16 is fast")
@@ -173,6 +209,9 @@ TRACE, COMPARE, BENCH = ("trace", *SORT), ("compare", *SORT), ("bench", "paralle
         (("trace", "--prompt", " "), "The prompt is empty"),
         ((*COMPARE, "--json", "/proc/x.json"), "cannot be written"),
         ((*COMPARE, "--html", "."), "is a folder"),
+        ((*COMPARE, "--png", "x.docx"), "must end in .png or .pdf or .svg"),
+        ((*COMPARE, "--json", "x.png", "--png", "x.png"), "name one file"),
+        ((*COMPARE, "--texts"), "--json FILE"),
         ((*COMPARE, "--repeats", "-1"), "repeats must be at least 0"),
         ((*COMPARE, "--methods", "threshold", "--method-arg", "tau=-1"), "tau is a confidence"),
         ((*BENCH, "--items", "0"), "copy takes 1 to 256 items; 0 were given"),
@@ -191,6 +230,7 @@ TRACE, COMPARE, BENCH = ("trace", *SORT), ("compare", *SORT), ("bench", "paralle
         ((*BENCH, "--model", "lists", "--batch-size", "0"), "batch_size must be at least 1"),
         (("demo", "--max-new-tokens", "0"), "max_new_tokens must be at least 1"),
         (("demo", "--repeats", "-1"), "repeats must be at least 0"),
+        (("demo", "--png", "none/x.png"), "There is no folder none"),
         (("demo", "--prompt", ""), "The prompt is empty"),
         (("explain", "--model", "tinny"), "Did you mean 'tiny'"),
         (("explain", "--model", "tiny", "--dtype", "int8"), "Use float32"),
@@ -246,6 +286,44 @@ def test_methods_show_what_they_take(capsys):
 
 def test_the_version_is_the_packages(capsys):
     assert run(capsys, "--version") == (0, f"paradec {importlib.metadata.version('paradec')}\n", "")
+
+
+COMPLETE = """
+source "$1"; shift
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_tyro_paradec
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_a_shell_completes_commands_and_options(capsys, tmp_path):
+    script = tmp_path / "paradec"
+    assert run(capsys, "--tyro-write-completion", "bash", script)[0] == 0
+    status, out, _ = run(capsys, "--tyro-print-completion", "bash")
+    assert status == 0 and out.strip() == script.read_text().strip()
+    tab = lambda *words: subprocess.run(
+        ["bash", "-c", COMPLETE, "bash", script, "paradec", *words], text=True, capture_output=True, check=True
+    ).stdout.split()
+    assert tab("co") == ["compare"]
+    assert {*tab("compare", "--re")} == {"--repeats", "--repetition"}
+    assert tab("generate", "--defaults", "m") == ["model"]
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_a_shell_has_a_script(capsys, shell):
+    status, out, _ = run(capsys, "--tyro-print-completion", shell)
+    assert status == 0 and "--max-new-tokens" in out and "explain" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["print", "tcsh"], "Known: bash"), (["print"], "SHELL is bash"), (["write", "bash"], "SHELL FILE"),
+     (["write", "bash", "/none/x"], "No such file")],
+)  # fmt: skip
+def test_a_completion_that_cannot_be_is_a_sentence(capsys, words, hint):
+    status, out, err = run(capsys, f"--tyro-{words[0]}-completion", *words[1:])
+    assert status == 2 and out == "" and hint in err and "Traceback" not in err
 
 
 def test_unknown_model(capsys):

@@ -43,8 +43,8 @@ COMMANDS = {
     ),
     ("generate", "--model", "lists", "--max-new-tokens", "6"): (*SAMPLE, "--prompts", "--limit", "--method"),
     ("compare", *PROMPT, "--repeats", "0", "--methods", "quota"): (
-        *SAMPLE, "--methods", "--method-arg", "--repeats", "--json", "--html", "--dtype", "--model",
-        "--prompt", "--limit",
+        *SAMPLE, "--methods", "--method-arg", "--repeats", "--json", "--html", "--png", "--texts", "--dtype",
+        "--model", "--prompt", "--limit",
     ),
     ("trace", *PROMPT, "--methods", "quota"): (
         *SAMPLE, "--methods", "--method-arg", "--html", "--png", "--dtype", "--model", "--prompt",

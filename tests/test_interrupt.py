@@ -22,6 +22,11 @@ from tests.fixtures import write_tiny_model
 LISTEN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
 COMMAND = LISTEN + "from paradec.cli import main; sys.exit(main())"
 RECIPE = LISTEN + "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+# The same, saying how far it is every moment, so that a test knows what was measured.
+TELLING = (
+    LISTEN + "import functools; from paradec import console; "
+    "console.track = functools.partial(console.track, every=0.05); from paradec.cli import main; sys.exit(main())"
+)
 SOON = 3.0
 MOMENTS = 10 if "PARADEC_CASES" in os.environ else 3
 
@@ -34,11 +39,11 @@ class Ended(NamedTuple):
     spent: float
 
 
-def begun(program: str, *argv: object) -> subprocess.Popen:
+def begun(program: str, *argv: object, stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
     """A program that begins to load modules."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", program, *map(str, argv)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     return process
@@ -88,6 +93,31 @@ def test_while_modules_are_loaded(work, seconds):
 def test_a_command_at_any_moment(work, command, options):
     for seconds in moments(command, longest=12):
         check_command(work, command, seconds, *options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Terminated.")])
+def test_a_comparison_tells_what_it_has(work, tmp_path, number, word):
+    """Once the first batch has all its rounds, its comparison is what a signal leaves."""
+    ask = ("--model", work / "tiny", "--prompts", work / "prompts.jsonl", "--max-new-tokens", 8, "--batch-size", 4)
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "png")}
+    to = [word for kind, path in files.items() for word in (f"--{kind}", path)]
+    process = begun(TELLING, "compare", *ask, "--methods", "jacobi", "--repeats", 100, *to, stdout=subprocess.PIPE)
+    try:
+        while not ((said := process.stderr.readline()).startswith("Comparing") and int(said.split()[3]) > 202):
+            assert said, "it ended before it was told to"
+        begin = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert time.monotonic() - begin < SOON
+    assert process.returncode == 128 + number and err.endswith(f"{word}\n") and "Traceback" not in err, err
+    assert "of 200 prompts, 100 of 100 rounds" in " ".join(out.split()) and "jacobi" in out, (out, err)
+    report = json.loads(files["json"].read_text())
+    assert report["partial"] and 4 <= report["settings"]["prompts"] < 200
+    assert files["html"].read_text().rstrip().endswith("</html>")
+    assert files["png"].read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob("*.partial*"))
 
 
 @pytest.mark.slow

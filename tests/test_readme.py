@@ -17,6 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 @pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path, monkeypatch):
     """On small models: a decoder for those that continue a text, the shipped diffusion model for the others."""
+    monkeypatch.chdir(tmp_path)  # where the figure goes
     real, tiny = paradec.load, str(write_tiny_model(tmp_path / "tiny"))
     monkeypatch.setattr(paradec, "load", lambda name: real(tiny if name == "smollm2-135m" else name))
     names: dict = {"prompts": ["Name three colours.", "Name two."]}

@@ -31,7 +31,7 @@ class Sample:
 
     max_new_tokens: int = 128
     """Tokens to generate at most."""
-    temperature: Annotated[float | None, given(float, "FLOAT", "0 is greedy.", "(default: 0)")] = None
+    temperature: Annotated[float | None, given(float, "FLOAT", "Of the draws; 0 is greedy.", "(default: 0)")] = None
     top_k: Annotated[int | None, given(int, "INT", "Keep the k most likely tokens; 0 is off.", "(default: 0)")] = None
     top_p: Annotated[float | None, given(float, "FLOAT", TOP_P, "(default: 1)")] = None
     min_p: Annotated[float | None, given(float, "FLOAT", MIN_P, "(default: 0)")] = None
@@ -48,9 +48,9 @@ class Sample:
     system: str = ""
     """A system message before every conversation that has none."""
     template_arg: Annotated[tuple[str, ...], Repeat] = ()
-    """A variable of the chat template, key=value, the value as JSON has it; may be repeated."""
+    """A variable of the chat template, key=value, the value as JSON has it."""
     stop: Annotated[tuple[str, ...], Repeat] = ()
-    """A string that ends the text; may be repeated."""
+    """A string that ends the text."""
 
     def request(self, lm: Any = None, rows: int | None = None, **more: Any) -> dict[str, Any]:
         """The fields of a `Request`, checked. Of a model, with what it asks for where that is wanted.
@@ -85,13 +85,17 @@ MethodName = Annotated[
     str, tyro.conf.arg(help="A method, or unmasking rules joined by +; `paradec methods` lists them.")
 ]
 MethodArgs = Annotated[
-    tuple[str, ...], Repeat, tyro.conf.arg(help="An option of the method, key=value (compare: method.key=value).")
+    tuple[str, ...],
+    Repeat,
+    tyro.conf.arg(help="An option of the method, key=value; of one method among several, method.key=value."),
 ]
+METHODS = "Methods, separated by commas."
 PROMPTS = 'A JSONL file with a {"prompt": …}, {"question": …}, {"messages": …} or {"turns": …} a line.'
-PromptText = Annotated[str | None, given(str, "TEXT", "What is said or, raw, continued; - reads it from stdin.")]
+SAID = "What the user says or, with --raw, the text to continue; - reads it from stdin."
+PromptText = Annotated[str | None, given(str, "TEXT", SAID)]
 PromptFile = Annotated[Path | None, given(Path, "FILE", f"{PROMPTS} A .txt file is one prompt.")]
 Limit = Annotated[int | None, given(int, "INT", "Read this many prompts of the file at most.")]
-Dtype = Annotated[str, tyro.conf.arg(help="Of the weights: float32, bfloat16 or float16.")]
+Dtype = Annotated[str, tyro.conf.arg(help="Type of the weights: float32, bfloat16 or float16.")]
 Repeats = Annotated[int, tyro.conf.arg(help="Timed rounds after the one that compiles; 0: texts and calls alone.")]
 JsonFile = Annotated[Path | None, given(Path, "FILE", "Write the numbers to this file, as JSON.", name="json")]
 HtmlFile = Annotated[Path | None, given(Path, "FILE", "Write a page with the order of decoding to this file.")]
