@@ -1,4 +1,4 @@
-"""Every option of every program says in --help what it is."""
+"""Every option of every program says in --help what it is, in 80 columns."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def silent(what: Any, *more: Any) -> list[str]:
 @pytest.mark.parametrize("name", list(cli.commands()))
 def test_commands(name):
     assert not silent(cli.commands()[name], tyro.conf.OmitArgPrefixes)
+
+
+@pytest.mark.parametrize("name", ["", *cli.commands()])
+def test_the_help_of_commands_fits(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([*filter(None, [name]), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("usage: paradec") and "--help" in "".join(lines)
+    assert not [line for line in lines if len(line) > 80]
 
 
 @pytest.mark.parametrize("name", CONFIGURED)

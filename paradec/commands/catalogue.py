@@ -23,7 +23,7 @@ def methods(
     as_json: o.Json = False,
     markdown: Annotated[bool, tyro.conf.arg(help="Print the tables of the README.")] = False,
 ) -> int:
-    """List the catalogue."""
+    """List the methods and unmasking rules, what they promise and what they take."""
     from paradec import catalog
     from paradec.decode.unmasking import compose as unmasking
 

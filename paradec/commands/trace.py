@@ -12,16 +12,18 @@ from paradec.io import whole_file
 
 
 def trace(
-    prompt: Annotated[str, tyro.conf.arg(help="The text to continue.")],
+    prompt: Annotated[str, tyro.conf.arg(metavar="TEXT", help=o.SAID)],
     sample: o.Shared = o.Sample(),
     model: o.ModelName = "smollm2-135m",
-    methods: Annotated[str, tyro.conf.arg(help="Names, separated by commas; empty: two that the model can do.")] = "",
+    methods: Annotated[
+        str, tyro.conf.arg(help=o.METHODS, help_behavior_hint="(default: two that the model can do)")
+    ] = "",
     method_arg: o.MethodArgs = (),
     dtype: o.Dtype = "float32",
     html: o.HtmlFile = None,
     png: o.Figure = None,
 ) -> int:
-    """Draw which call settled which token: in the terminal, as a page (--html) or as a figure (--png)."""
+    """Draw which call settled which token: in the terminal, as a page or a figure."""
     from paradec import catalog, viz
 
     names = o.listed(methods)

@@ -20,22 +20,25 @@ MOST = 1_000_000
 
 
 def bench(
-    benchmark: Annotated[tyro.conf.Positional[str], arg(help="parallelbench.")] = "parallelbench",
-    model: Annotated[str, arg(help="`exact`: the true posterior of list operations; or a model.")] = "exact",
-    items: Annotated[int, arg(help="exact: items of a list.")] = 6,
-    operations: Annotated[str, arg(help="exact: operations on lists.")] = "copy,replace,shuffle,insert,remove",
-    rules: Annotated[str, arg(help="exact: unmasking rules, each swept.")] = "random,threshold,factor,entropy,eb",
-    decodes: Annotated[int, arg(help="exact: decodes of each setting.")] = 2000,
-    temperature: Annotated[float, arg(help="exact: of the draws; the closed forms are of 1.")] = 1.0,
-    tasks: Annotated[str, arg(help="A model: the written tasks.")] = "copy,reverse,sort,shuffle,replace_random",
-    methods: Annotated[str, arg(help="A model: methods, separated by commas.")] = "ar",
-    limit: Annotated[int, arg(help="A model: samples of each task.")] = 20,
-    batch_size: Annotated[int, arg(help="A model: rows decoded together.")] = 8,
+    benchmark: Annotated[
+        tyro.conf.Positional[str], arg(help="Which benchmark; parallelbench is all there is.")
+    ] = "parallelbench",
+    model: Annotated[
+        str, arg(help="`exact`: true posteriors of list operations; or a model, as in generate.")
+    ] = "exact",
+    items: Annotated[int, arg(help="With exact: items of a list.")] = 6,
+    operations: Annotated[str, arg(help="With exact: operations on lists.")] = "copy,replace,shuffle,insert,remove",
+    rules: Annotated[str, arg(help="With exact: unmasking rules, each swept.")] = "random,threshold,factor,entropy,eb",
+    decodes: Annotated[int, arg(help="With exact: decodes of each setting.")] = 2000,
+    temperature: Annotated[float, arg(help="With exact: of the draws; the closed forms are of 1.")] = 1.0,
+    tasks: Annotated[str, arg(help="With a model: the written tasks.")] = "copy,reverse,sort,shuffle,replace_random",
+    methods: Annotated[str, arg(help="With a model: methods, separated by commas.")] = "ar",
+    limit: Annotated[int, arg(help="With a model: samples of each task.")] = 20,
+    batch_size: Annotated[int, arg(help="With a model: rows decoded together.")] = 8,
     png: o.Figure = None,
     json_path: o.JsonFile = None,
 ) -> int:
-    """Accuracy against tokens per call: `exact` sweeps unmasking rules over list operations (--operations, --rules),
-    a model answers the written tasks (--tasks, --methods)."""
+    """Accuracy over tokens per call: rules on exact posteriors, or a model's answers."""
     if benchmark != "parallelbench":
         raise UnknownName("benchmark", benchmark, ["parallelbench"])
     for name, value in {"decodes": decodes, "limit": limit, "batch_size": batch_size}.items():

@@ -60,7 +60,7 @@ def command(
     batch: Annotated[int, tyro.conf.arg(help="Rows, over all devices.")] = 1,
     slots: Annotated[int, tyro.conf.arg(help="Cache slots of a row; tokens of a row in training.")] = 2048,
     mesh: Annotated[tuple[int, int], tyro.conf.arg(help="Devices over rows, and over heads and widths.")] = (1, 1),
-    dtype: Annotated[str, tyro.conf.arg(help="Of weights, caches and computation.")] = "bfloat16",
+    dtype: Annotated[str, tyro.conf.arg(help="Type of weights, caches and computation.")] = "bfloat16",
     block: Annotated[int, tyro.conf.arg(help="Blocks of a diffusion model; --method is then a rule. 0: none.")] = 0,
     short_list: Annotated[int, tyro.conf.arg(help="Tokens that draft heads choose from; 0: all.")] = 0,
     method_arg: Annotated[
@@ -70,7 +70,7 @@ def command(
     ] = (),
     as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")] = False,
 ) -> int:
-    """Compile a decode or training step for a device that need not be here, and print what it costs."""
+    """Compile a step for a device that need not be here, and print what it costs."""
     from paradec import catalog
 
     options = catalog.parse(method, method_arg)
