@@ -76,6 +76,7 @@ def ends_at(number: int):
         (12, 2, 3),
         (14, 2, 3),
         (18, 2, 3),  # one round of two batches is less than three of one
+        (20, 2, 3),
         (21, 4, 2),
         (23, 4, 2),
     ],
