@@ -65,7 +65,8 @@ def demo(
         viz.render(viz.live((step.trace() for step in steps), OUT), OUT)
         OUT.print()
     say("Timing: every method decodes the text again, in turn…")
-    ask = {"method_args": OPTIONS, "max_new_tokens": max_new_tokens, "track": partial(track, label="Timing")}
+    options = {name: own for name, own in OPTIONS.items() if name in methods}
+    ask = {"method_args": options, "max_new_tokens": max_new_tokens, "track": partial(track, label="Timing")}
     publish = publisher(png=png)
     with on_interrupt(publish):
         report = compare(lm, [prompt], methods, repeats=repeats, **ask)

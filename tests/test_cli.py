@@ -155,6 +155,25 @@ def test_trace_writes_a_page_and_a_figure(model, capsys, tmp_path):
     assert "prompt_lookup" in page.read_text() and figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_the_demo_draws_what_it_timed_or_had_timed(model, capsys, tmp_path, monkeypatch):
+    figure = tmp_path / "demo.png"
+    ask = ("demo", "--model", model, "--prompt", "-", "--max-new-tokens", 8, "--repeats", 2, "--png", figure)
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc abc abc"))
+    status, out, _ = run(capsys, *ask)
+    assert status == 0 and "Prompt: abc abc abc" in out and figure.read_bytes().startswith(b"\x89PNG")
+    figure.unlink()
+    stopped(monkeypatch, "paradec.demo", 9)  # four methods compiled and timed once, and one of the second round
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc abc abc"))
+    status, out, err = run(capsys, *ask)
+    assert (
+        status == 130
+        and "partial: 1 of 1 prompt, 1 of 2 rounds" in " ".join(out.split())
+        and err.endswith("Interrupted.\n")
+    )
+    assert figure.exists() and "Weights were ready" not in out
+
+
 def test_methods_and_models(capsys):
     status, out, _ = run(capsys, "methods", "--json")
     assert status == 0 and {row["name"] for row in json.loads(out)} >= {"ar", "prompt_lookup"}
