@@ -246,7 +246,7 @@ def compare(
     runners = {}
     for name, method in wanted.items():
         ask = dataclasses.replace(base, method=method)
-        exact = catalog.promises(method, args.get(name, {}), base.temperature)
+        exact = catalog.promises(method, args.get(name, {}), max(base.every("temperature")))
         runners[name] = Runner(ask, lm.decoder(ask, args.get(name)), exact)
     run = Run(lm, base, given, [lm.encode(p, **base.reading) for p in given], runners, plain, repeats)
     try:

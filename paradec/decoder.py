@@ -47,13 +47,21 @@ class Decoder:
         self.eos = frozenset(np.asarray(getattr(self.method, "eos", ())).tolist())
 
     def start(
-        self, prompt: Prompt, limit: np.ndarray, key: jax.Array, sample: Any, slots: int, chunk: int
+        self,
+        prompt: Prompt,
+        limit: np.ndarray,
+        key: jax.Array,
+        sample: Any,
+        slots: int,
+        chunk: int,
+        logprobs: int | None = None,
     ) -> DecodeState:
         """The state after the prompt. Raises `InputError` for one that cannot fit the memory there is."""
         args = (self.method, self.params, prompt, jnp.asarray(limit, jnp.int32), key, sample)
-        shape = (*prompt.token.shape, slots, chunk)
+        shape = (*prompt.token.shape, slots, chunk, logprobs)
         check = lambda: check_room(self.method, args[1:], slots)
-        return self._program(loop.start, shape, args, check, slots=slots, chunk=chunk).call(*args)
+        static = dict(slots=slots, chunk=chunk, logprobs=logprobs)
+        return self._program(loop.start, shape, args, check, **static).call(*args)
 
     def run(self, state: DecodeState, turns: int = int(loop.OPEN)) -> DecodeState:
         """The state after at most `turns` turns, finished; the given one is consumed.
@@ -61,7 +69,8 @@ class Decoder:
         The device is asked for about a second's turns at a time, so that an interrupt is heard between them.
         """
         args = lambda some: (self.method, self.params, state, np.int32(some))
-        program = self._program(loop.run, state.tokens.shape, args(1))
+        best = None if state.logprobs is None else state.logprobs.best.shape[-1]
+        program = self._program(loop.run, (*state.tokens.shape, best), args(1))
         while turns > 0:
             some = min(turns, program.pace.turns)
             begin = time.perf_counter()

@@ -98,15 +98,29 @@ def _plain(value: Any, kind: type) -> Any:
 def check_kinds(config: Any) -> None:
     """Bring the fields of a frozen dataclass to the plain kinds that they declare; see `as_kind`.
 
-    Fields of other kinds than bool, int, float, str and tuple[str, ...] are left alone.
+    Fields of other kinds than bool, int, float, str and tuple[str, ...], of one of them or None, and of one number or a
+    tuple of such, are left alone.
     """
     import dataclasses  # here, as above
 
     known = {"bool": bool, "int": int, "float": float, "str": str, "tuple[str, ...]": tuple}
     for field in dataclasses.fields(config):
-        kind = known.get(field.type if isinstance(field.type, str) else getattr(field.type, "__name__", ""))
-        if kind is not None:
-            object.__setattr__(config, field.name, as_kind(field.name, getattr(config, field.name), kind))
+        declared = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+        given, (one, _, other) = getattr(config, field.name), declared.partition(" | ")
+        if one not in known or other not in ("", "None", f"tuple[{one}, ...]") or (other == "None" and given is None):
+            continue
+        if other.startswith("tuple") and (several := _several(given)) is not None:
+            plain = tuple(as_kind(f"{field.name}[{i}]", x, known[one]) for i, x in enumerate(several))
+        else:
+            plain = as_kind(field.name, given, known[one])
+        object.__setattr__(config, field.name, plain)
+
+
+def _several(value: Any) -> list[Any] | None:
+    """The items of a list, a tuple or a row of numbers; None for anything else."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return list(value.tolist()) if getattr(value, "ndim", 0) == 1 else None
 
 
 def check_fields(config: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,26 @@ from jaxtyping import PyTree
 from paradec import catalog, parts
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
+from paradec.decode.score import score
 from paradec.decode.unmasking.compose import ENGINE, compose
 from paradec.decoder import Decoder, Program, precision
 from paradec.errors import InputError, at_least
 from paradec.io.detokenize import Transcript
 from paradec.io.tokenizer import Tokenizer
-from paradec.request import Generation, Given, Prompts, Request, Text, is_chat, one_text, options_of, texts
-from paradec.types import DecodeState, Model, Prompt
+from paradec.request import (
+    Generation,
+    Given,
+    Logprob,
+    Prompts,
+    Request,
+    Score,
+    Text,
+    is_chat,
+    one_text,
+    options_of,
+    texts,
+)
+from paradec.types import DecodeState, Logprobs, Model, Prompt
 
 __all__ = ["Decoder", "Generation", "LanguageModel", "Request", "Text", "precision"]
 
@@ -73,9 +87,67 @@ class LanguageModel:
         self, prompt: Text, *, method_args: Mapping[str, Any] | None = None, every: int = 1, **request: Any
     ) -> Iterator[Generation]:
         """The growing result of one prompt, after every `every` model calls. What was shown once stays."""
-        ask, given = dataclasses.replace(Request.of(request), batch_size=1), one_text(prompt)
+        ask, given = dataclasses.replace(Request.of(request), batch_size=1).within(1), one_text(prompt)
         decoder, ids = self.decoder(ask, method_args), self.encode(given, **ask.reading)
         return self._stream(decoder, ids, ask, self.shown(given), at_least("every", every, 1))
+
+    def score(
+        self,
+        prompts: Prompts,
+        continuations: Prompts,
+        *,
+        raw: bool = False,
+        system: str = "",
+        template_args: Mapping[str, Any] | None = None,
+        batch_size: int = 1,
+        top: int = 1,
+    ) -> list[Score]:
+        """What the model makes of each continuation (a string, or token ids) of a prompt: one result a pair.
+
+        Prompts are read as `generate` reads them. A string that follows a string is put into tokens together with it,
+        and what begins in the prompt belongs to it. Every token's place tells its `top` likeliest, at least one.
+        Raises `InputError` for a model that does not continue texts, and where a text is empty or too long.
+        """
+        if catalog.denoises(self.model):
+            raise InputError(f"{self.name} fills a canvas and has no law of the next token: it cannot score a text.")
+        given, after = texts(prompts), texts(continuations)
+        if len(given) != len(after):
+            raise InputError(f"{len(given)} prompts and {len(after)} continuations were given; give one for each.")
+        size = min(at_least("batch_size", batch_size, 1), loop.bucket(len(given), smallest=1))
+        best = at_least("top", top, 1, self.model.vocab_size)
+        reading = {"raw": raw, "system": system, "template_args": template_args}
+        pairs = [self._pair(p, c, reading) for p, c in zip(given, after, strict=True)]
+        out: list[Score] = []
+        for first in range(0, len(pairs), size):
+            out += self._scored(pairs[first : first + size], size, best)
+        return out
+
+    def _pair(self, prompt: Given, after: Given, reading: Mapping[str, Any]) -> tuple[list[int], int]:
+        """Token ids of a prompt with its continuation, and how many of them are the prompt's."""
+        if is_chat(after):
+            raise InputError("A continuation is a string or token ids; put messages that are said into the prompt.")
+        after = cast("str | list[int]", after)
+        ids = self.encode(prompt, **reading)
+        written = self._written(prompt, reading["raw"], reading["system"], reading["template_args"] or {})
+        if isinstance(after, str) and isinstance(written, str):
+            whole = self.tokenizer.encode(written + after, special=reading["raw"])
+        else:
+            whole = ids + (self.tokenizer.encode(after, special=False) if isinstance(after, str) else [*after])
+        if len(whole) <= len(ids):
+            raise InputError("The continuation has no tokens; give at least one.")
+        self._check_ids(whole, "prompt with its continuation", getattr(self.model, "max_length", None))
+        return whole, len(ids)
+
+    def _scored(self, pairs: Sequence[tuple[list[int], int]], size: int, best: int) -> list[Score]:
+        """A batch of pairs, filled with texts of one token."""
+        longest = max(len(ids) for ids, _ in pairs)
+        token, length = np.zeros((size, loop.bucket(longest)), np.int32), np.ones(size, np.int32)
+        for b, (ids, _) in enumerate(pairs):
+            token[b, : len(ids)], length[b] = ids, len(ids)
+        with precision(self.params):
+            text, chunk = Prompt(token=jnp.asarray(token), length=jnp.asarray(length)), min(CHUNK, token.shape[1])
+            noted = jax.device_get(score(self.model, self.params, text, best=best, chunk=chunk))
+        return [Score(told(noted, b, first, ids[first:])) for b, (ids, first) in enumerate(pairs)]
 
     def _stream(self, decoder: Decoder, ids: list[int], ask: Request, shown: str, every: int) -> Iterator[Generation]:
         begin, before = time.perf_counter(), decoder.compile_seconds
@@ -105,33 +177,41 @@ class LanguageModel:
         `template_args`, after the message `system` where none opens the conversation. With `raw` a string stays what
         it is. Raises `InputError` for what cannot be read so.
         """
-        prompt = one_text(prompt)
+        written = self._written(one_text(prompt), raw, system, template_args or {})
+        ids = written if isinstance(written, list) else self.tokenizer.encode(written, special=raw)
+        longest = getattr(self.model, "max_length", None)
+        self._check_ids(ids, "prompt", None if longest is None else longest - 1)
+        if self.end(len(ids), 1) <= len(ids):
+            raise InputError(
+                f"The prompt has {len(ids)} tokens, and no whole block of {self.model.block} fits between it "
+                f"and the {longest} tokens that {self.name} reads at most; shorten it."
+            )
+        return ids
+
+    def _check_ids(self, ids: list[int], what: str, longest: int | None) -> None:
+        if not ids:
+            raise InputError(f"The {what} has no tokens; give at least one.")
+        wrong = next((i for i in ids if not 0 <= i < self.model.vocab_size), None)
+        if wrong is not None:
+            raise InputError(f"Token id {wrong} lies outside the vocabulary of {self.model.vocab_size} tokens.")
+        if longest is not None and len(ids) > longest:
+            raise InputError(f"The {what} has {len(ids)} tokens and {self.name} reads at most {longest}; shorten it.")
+
+    def _written(self, prompt: Given, raw: bool, system: str, template_args: Mapping[str, Any]) -> str | list[int]:
+        """A prompt as the tokenizer reads it, or token ids as they are."""
         if isinstance(prompt, str) and not prompt.strip():
             raise InputError("The prompt is empty; give at least one word.")
         if isinstance(prompt, str) and raw:
-            prompt = self.tokenizer.encode(prompt, special=True)
-        elif isinstance(prompt, str) or is_chat(prompt):
-            prompt = self.tokenizer.encode(self._said(prompt, raw, system, template_args or {}), special=False)
-        elif system or template_args:
+            return prompt
+        if isinstance(prompt, str) or is_chat(prompt):
+            return self._said(prompt, raw, system, template_args)
+        if system or template_args:
             raise InputError("Token ids are read as they stand: put the system prompt into them, or give messages.")
-        if not prompt:
-            raise InputError("The prompt has no tokens; give at least one.")
-        wrong = next((i for i in prompt if not 0 <= i < self.model.vocab_size), None)
-        if wrong is not None:
-            raise InputError(f"Token id {wrong} lies outside the vocabulary of {self.model.vocab_size} tokens.")
-        longest = getattr(self.model, "max_length", None)
-        if longest is not None and len(prompt) >= longest:
-            raise InputError(
-                f"The prompt has {len(prompt)} tokens and {self.name} reads at most {longest - 1}; shorten it."
-            )
-        if self.end(len(prompt), 1) <= len(prompt):
-            raise InputError(
-                f"The prompt has {len(prompt)} tokens, and no whole block of {self.model.block} fits between it "
-                f"and the {longest} tokens that {self.name} reads at most; shorten it."
-            )
-        return prompt
+        return cast("list[int]", prompt)
 
-    def _said(self, prompt: Given, raw: bool, system: str, template_args: Mapping[str, Any]) -> str:
+    def _said(
+        self, prompt: str | list[dict[str, Any]], raw: bool, system: str, template_args: Mapping[str, Any]
+    ) -> str:
         """A conversation as the model's chat template writes it."""
         if raw:
             raise InputError("Messages need the chat template that raw leaves out: give a string, or leave out raw.")
@@ -198,7 +278,7 @@ class LanguageModel:
         return method, needs
 
     def _check_canvas(self, ask: Request) -> None:
-        if ask.repetition != 1:
+        if set(ask.every("repetition")) != {1}:
             raise InputError("A canvas has no order of its own, so there is no repetition penalty; leave it at 1.")
 
     def part(self, kind: str, given: Any) -> parts.Part | None:
@@ -222,10 +302,11 @@ class LanguageModel:
             slots = -(-max(int(limit.max()), longest) // 16) * 16
             token = token[:, :slots]
         chunk = min(CHUNK, loop.bucket(max(longest - 1, 1)))
-        keys = row_keys(ask.seed, [*rows] + [0] * (B - len(batch)))
-        law = sampling(B, ask.temperature, ask.top_k, ask.top_p, ask.min_p, ask.repetition)
+        drawn = ask.drawn(rows, B)
+        seed = drawn.pop("seed")
+        keys = row_keys(seed, [0] * B if isinstance(seed, list) else [*rows] + [0] * (B - len(batch)))
         prompt = Prompt(token=jnp.asarray(token), length=jnp.asarray(length))
-        return decoder.start(prompt, limit, keys, law, slots, chunk)
+        return decoder.start(prompt, limit, keys, sampling(B, **drawn), slots, chunk, ask.logprobs)
 
     def end(self, prompt: int, new_tokens: int) -> int:
         """Where a row stops. Block-causal diffusion fills whole blocks; what is too much is cut from the text."""
@@ -312,4 +393,14 @@ class LanguageModel:
             finish="stop" if transcript.stopped is not None else "eos" if ended else "length",
             settled=tuple(settled),
             pieces=pieces,
+            logprobs=None if now.logprobs is None else told(now.logprobs, b, prompt, ids),
         )
+
+
+def told(noted: Logprobs, b: int, prompt: int, ids: list[int]) -> tuple[Logprob, ...]:
+    """The log-probabilities of row b's tokens behind the prompt. What may not be written is none of the likeliest."""
+    token, best, value = (x[b, prompt : prompt + len(ids)].tolist() for x in (noted.token, noted.best, noted.value))
+    top = (
+        tuple(pair for pair in zip(i, v, strict=True) if pair[1] > -math.inf) for i, v in zip(best, value, strict=True)
+    )
+    return tuple(map(Logprob, ids, token, top))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from paradec.data import text
 from paradec.errors import InputError
@@ -25,7 +25,7 @@ def read_prompts(path: str | Path, complain: Callable[[str], None], limit: int |
         raise InputError(f"At least 1 prompt of a file must be read; {limit} were asked for.")
     if Path(path).suffix == ".txt":
         whole = text.read(path).removesuffix("\n")
-        prompts = [whole] if whole.strip() else []
+        prompts: list[Given] = [whole] if whole.strip() else []
     else:
         found = json_lines.read(path, "prompts", prompt_of, complain)
         prompts = [prompt for _, prompt in itertools.islice(found, limit)]
@@ -68,7 +68,7 @@ def _messages(given: Any) -> Given:
     if not isinstance(given, list) or not given or not all(isinstance(message, dict) for message in given):
         raise ValueError('"messages" must be a list of objects, each with a role and a content.')
     try:
-        messages = one_text(given)
+        messages = cast("list[dict[str, Any]]", one_text(given))
     except InputError as error:
         raise ValueError(str(error)) from None
     for message in messages:

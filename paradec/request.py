@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any, SupportsIndex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 
 from paradec.decode.loop import bucket
 from paradec.errors import InputError, UnknownName, check_fields, check_kinds
@@ -15,7 +16,42 @@ from paradec.viz.trace import Trace
 # A string, token ids (a list, an array of numpy or jax, …), or messages: [{"role": "user", "content": "Hi"}, …].
 Text = str | Iterable[SupportsIndex] | Iterable[Mapping[str, Any]]
 Prompts = str | Iterable[Any]  # one of them, or several
+EACH = ("temperature", "top_k", "top_p", "min_p", "repetition", "seed")
+"""Fields of a `Request` that may differ from prompt to prompt."""
 Given = str | list[int] | list[dict[str, Any]]  # a prompt that has been looked at
+
+
+class Logprob(NamedTuple):
+    """Of a token: the natural logarithm of its probability, and, of the likeliest in its place, id and logarithm.
+
+    They are the model's own, before penalty, temperature and filters; see `types.Logprobs`.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model makes of a continuation, token by token."""
+
+    tokens: tuple[Logprob, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole continuation."""
+        return math.fsum(each.logprob for each in self.tokens)
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return -self.logprob / len(self.tokens)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether plain decoding at temperature 0 would have written it."""
+        return all(each.logprob >= each.top[0][1] for each in self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +73,14 @@ class Generation:
     finish: str  # "eos", "length" or "stop"
     settled: tuple[int, ...]
     pieces: tuple[str, ...]
+    logprobs: tuple[Logprob, ...] | None = None  # of the tokens, where they were asked for
 
     def public(self) -> dict[str, Any]:
-        """The fields of the command line's JSON."""
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k not in ("settled", "pieces")}
+        """The fields of the command line's JSON; log-probabilities only where they were asked for."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields |= {"logprobs": self.logprobs and [each._asdict() for each in self.logprobs]}
+        hidden = ("settled", "pieces") if self.logprobs is not None else ("settled", "pieces", "logprobs")
+        return {k: v for k, v in fields.items() if k not in hidden}
 
     def trace(self) -> Trace:
         """The decode, to be drawn."""
@@ -62,23 +101,28 @@ class Request:
     `method` is a name of the catalogue, unmasking rules joined by "+", or a method that was built by hand
     (`catalog.build`, `compose`) for the same model. `stop` may be one string. `system` opens every conversation that
     has no system message of its own, and `template_args` reach the chat template (`enable_thinking`, …); with `raw`,
-    prompts are continued as they stand, without a template.
+    prompts are continued as they stand, without a template. With `logprobs` the log-probability of every new token is
+    told, and of so many of the likeliest in its place.
+
+    How tokens are drawn may be said prompt by prompt: a field of `EACH` is one value, or one for each prompt. A prompt
+    with a seed of its own gets the text that it gets alone with this seed.
     """
 
     method: str | Method = "ar"
     max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition: float = 1.0
-    seed: int = 0
+    temperature: float | tuple[float, ...] = 0.0
+    top_k: int | tuple[int, ...] = 0
+    top_p: float | tuple[float, ...] = 1.0
+    min_p: float | tuple[float, ...] = 0.0
+    repetition: float | tuple[float, ...] = 1.0
+    seed: int | tuple[int, ...] = 0
     batch_size: int = 1
     raw: bool = False
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     system: str = ""
     template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a value of another kind, or out of its range."""
@@ -86,15 +130,17 @@ class Request:
         if not isinstance(self.method, str) and not (hasattr(self.method, "step") and hasattr(self.method, "target")):
             raise InputError(f"method must be a name or a method built for this model; {self.method!r} was given.")
         moderate = lambda x: 1e-20 <= x <= 1e20  # what float32 divides and multiplies by
+        holds = lambda name, test: all(map(test, self.every(name)))
         check_fields(self, {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature == 0 or moderate(self.temperature), "0 (greedy), or from 1e-20 to 1e20"),
-            "top_k": (0 <= self.top_k < 2**31, "0 (off) or more, and below 2147483648"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
-            "min_p": (0 <= self.min_p <= 1, "between 0 (off) and 1"),
-            "repetition": (moderate(self.repetition), "from 1e-20 to 1e20 (1 is off)"),
+            "temperature": (holds("temperature", lambda x: x == 0 or moderate(x)), "0 (greedy), or from 1e-20 to 1e20"),
+            "top_k": (holds("top_k", lambda x: 0 <= x < 2**31), "0 (off) or more, and below 2147483648"),
+            "top_p": (holds("top_p", lambda x: 0 < x <= 1), "above 0 and at most 1 (off)"),
+            "min_p": (holds("min_p", lambda x: 0 <= x <= 1), "between 0 (off) and 1"),
+            "repetition": (holds("repetition", moderate), "from 1e-20 to 1e20 (1 is off)"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
-            "seed": (0 <= self.seed < 2**32, "between 0 and 4294967295"),
+            "seed": (holds("seed", lambda x: 0 <= x < 2**32), "between 0 and 4294967295"),
+            "logprobs": (self.logprobs is None or self.logprobs >= 0, "a number of tokens, 0 or more"),
         })  # fmt: skip
         if any(not s for s in self.stop):
             raise InputError("A stop string is empty: it would stop every text at once. Leave it out.")
@@ -116,8 +162,25 @@ class Request:
                 raise UnknownName("option", name, known)
         return cls(**options)
 
+    def every(self, name: str) -> tuple[Any, ...]:
+        """The values of a field of `EACH`: one, or one for each prompt."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,)
+
+    def drawn(self, rows: Sequence[int], size: int) -> dict[str, Any]:
+        """What `decode.sampling` wants to know of a batch of `size` rows, of which the first are these prompts."""
+        fill = [0] * (size - len(rows))
+        pick = lambda value: [value[r] for r in (*rows, *fill)] if isinstance(value, tuple) else value
+        return {name: pick(getattr(self, name)) for name in EACH}
+
     def within(self, prompts: int) -> Request:
-        """The same request with hardly more rows in a batch than there are prompts."""
+        """The same request with hardly more rows in a batch than there are prompts.
+
+        Raises `InputError` where a field of `EACH` has values for another number of them.
+        """
+        for name in EACH:
+            if isinstance(value := getattr(self, name), tuple) and len(value) != prompts:
+                raise InputError(f"{name} has {len(value)} values for {prompts} prompts; give one, or one for each.")
         return dataclasses.replace(self, batch_size=min(self.batch_size, bucket(prompts, smallest=1)))
 
 
@@ -155,7 +218,7 @@ def one_text(prompt: Any) -> Given:
     return [operator.index(item) for item in items]
 
 
-def is_chat(prompt: Given) -> bool:
+def is_chat(prompt: Given) -> TypeGuard[list[dict[str, Any]]]:
     """Whether a prompt that has been looked at is messages."""
     return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], dict)
 

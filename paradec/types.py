@@ -126,6 +126,7 @@ class Scored:
     logits: Float[Array, "B N V"] | None  # penalised, before temperature; only where the accept rule asks for them
     hidden: Float[Array, "B N D"] | None
     taps: tuple[Float[Array, "B N D"], ...] = ()
+    raw: Float[Array, "B N V"] | None = None  # as the model gave them; only where log-probabilities are noted
 
 
 @struct.dataclass
@@ -167,6 +168,20 @@ class Stats:
 
 
 @struct.dataclass
+class Logprobs:
+    """Natural logarithms of probabilities, of every settled token and of the K likeliest in its place.
+
+    They are the model's own, before penalty, temperature and filters, as it gave them in the call that settled the
+    token. Of an autoregressive model that is its law given the text before; of a denoiser, given the canvas that the
+    call read, among the tokens that may be written.
+    """
+
+    token: Float[Array, "B S"]
+    best: Int32[Array, "B S K"]  # token ids, the likeliest first
+    value: Float[Array, "B S K"]  # theirs
+
+
+@struct.dataclass
 class DecodeState:
     """The whole state of a decode, and its trace.
 
@@ -187,6 +202,7 @@ class DecodeState:
     cache: PyTree
     carry: PyTree  # the method's own
     stats: Stats
+    logprobs: Logprobs | None = None  # noted where there is room for them (`decode.logprobs`)
 
 
 @struct.dataclass

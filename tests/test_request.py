@@ -15,7 +15,7 @@ from paradec.errors import InputError, UnknownName, as_kind
 from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Noise
 from paradec.learn.step import Plan
-from paradec.request import Request, names, texts
+from paradec.request import EACH, Request, names, texts
 from tests.fixtures import write_tiny_model
 from tests.quick import quick_environment
 
@@ -77,24 +77,36 @@ def test_numbers_become_plain():
     assert all(type(value) is type(vars(Request())[name]) for name, value in vars(ask).items())
 
 
-WRONG = ["3", b"3", None, True, 2.5, float("inf"), float("nan"), [3], (3,), {}, 3j, object(), np.ones(2), 10**40]
+WRONG = ["3", b"3", None, True, 2.5, float("inf"), float("nan"), {}, 3j, object(), np.ones((2, 2)), 10**40]
+ROWS = [[3], (3,), np.ones(2)]
+NOT_EACH = [["3"], [None], (True,), [float("nan")], [[1]], [3j], ((3,),), [1, 10**40]]
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "batch_size"])
-@pytest.mark.parametrize("value", WRONG, ids=shown)
+@pytest.mark.parametrize("value", [*WRONG, *ROWS, *NOT_EACH], ids=shown)
 def test_whole_numbers_are_whole(name, value):
     if name in ("max_new_tokens", "batch_size") and isinstance(value, int) and value > 1:
         assert getattr(Request(**{name: value}), name) == value  # what is too much is cut where it is used
-        return
+    elif name in EACH and any(value is row for row in ROWS[:2]):
+        assert getattr(Request(**{name: value}), name) == (3,)
+    else:
+        with pytest.raises(InputError, match=name):
+            Request(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition"])
+@pytest.mark.parametrize(
+    "value", [*(w for w in WRONG if not (isinstance(w, float) and w == 2.5)), *NOT_EACH], ids=shown
+)
+def test_numbers_are_numbers(name, value):
     with pytest.raises(InputError, match=name):
         Request(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition"])
-@pytest.mark.parametrize("value", [w for w in WRONG if not (isinstance(w, float) and w == 2.5)], ids=shown)
-def test_numbers_are_numbers(name, value):
-    with pytest.raises(InputError, match=name):
-        Request(**{name: value})
+@pytest.mark.parametrize("value", [[0.5, 1], (0.5, 1), np.asarray([0.5, 1]), jnp.asarray([0.5, 1])], ids=shown)
+def test_numbers_may_be_one_for_each_prompt(name, value):
+    assert getattr(Request(**{name: value}), name) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ on texts that were held out.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from paradec.guard import Asked, guarded
@@ -88,7 +89,7 @@ def check(config: Medusa, lm: LanguageModel) -> None:
 def written(config: Medusa) -> list[Given]:
     """The prompts that people wrote: the built-in ones and those of files."""
     read = [read_prompts(path, say, config.text.prompts_each) for path in config.text.prompts]
-    return sum(read, instructions(config.text.instructions))
+    return [*instructions(config.text.instructions), *itertools.chain(*read)]
 
 
 def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
@@ -100,7 +101,7 @@ def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
     return traces.HiddenRows(paths)
 
 
-def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, list[Given], int]]:
+def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, Sequence[Given], int]]:
     """What the model is asked: a folder for its answers, the prompts, and how many tokens of each text are kept."""
     text, kept, prompts = config.text, folders(config), written(config)
     yield kept["text"], prompts, text.length

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.canvas_cache import Reply, Whole
+from paradec.decode.logprobs import noted
 from paradec.decode.sampling import filtered, next_tokens
 from paradec.decode.view import LATE, Choice, View, best, likelihood
 from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling, Stats
@@ -184,6 +185,7 @@ class Canvas:
         """The state after one step with this reply; it is stamped with the number of calls so far. No model call."""
         front = state.carry
         view, memory = self.look(state, reply), front.rewrite
+        own = view.logits
         hi = jnp.where(front.fresh, jnp.clip(self.region(view), view.lo + 1, view.limit), front.hi)
         view = view.within(hi)
         if self.rewrite is not None:
@@ -204,6 +206,9 @@ class Canvas:
             state, hi = state.replace(limit=limit), jnp.minimum(hi, limit)
             accept = accept & (view.position < limit[:, None])
         front = front.replace(hi=hi, rewrite=memory, select=choice.carry, turn=front.turn + 1)
+        if state.logprobs is not None:
+            at = jnp.where(accept | edit, view.position, state.tokens.shape[1])
+            state = state.replace(logprobs=noted(state.logprobs, own, view.token, at))
         return self.advance(write(state.replace(carry=front), view, accept | edit, reopen))
 
     def look(self, state: DecodeState, reply: Reply) -> View:

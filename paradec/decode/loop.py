@@ -14,8 +14,9 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Int, Int32, PyTree
 
+from paradec.decode.logprobs import room
 from paradec.mesh import constrain
-from paradec.types import OPEN, DecodeState, Method, Prompt, Sampling
+from paradec.types import OPEN, DecodeState, Logprobs, Method, Prompt, Sampling
 
 
 class Snapshot(NamedTuple):
@@ -26,14 +27,15 @@ class Snapshot(NamedTuple):
     length: Int32[np.ndarray, "B"]
     done: Bool[np.ndarray, "B"]
     calls: Int32[np.ndarray, "B"]
+    logprobs: Logprobs | None = None
 
 
 def snapshot(state: DecodeState) -> Snapshot:
     """Fetch the small leaves of a state; where processes hold a part each, every process gets all rows."""
-    leaves = (state.tokens, state.committed_at, state.length, state.done, state.calls)
+    leaves = (state.tokens, state.committed_at, state.length, state.done, state.calls, state.logprobs)
     if not state.tokens.is_fully_addressable:
         leaves = multihost_utils.process_allgather(leaves, tiled=True)
-    return Snapshot(*(np.asarray(x) for x in jax.device_get(leaves)))
+    return Snapshot(*jax.tree.map(np.asarray, jax.device_get(leaves)))
 
 
 def finished(state: DecodeState) -> bool:
@@ -79,7 +81,7 @@ def placed(state: DecodeState) -> DecodeState:
     return jax.tree.map(constrain, state, axes(state))
 
 
-@partial(jax.jit, static_argnames=("slots", "chunk"))
+@partial(jax.jit, static_argnames=("slots", "chunk", "logprobs"))
 def start(
     method: Method,
     params: PyTree,
@@ -90,10 +92,16 @@ def start(
     *,
     slots: int,
     chunk: int,
+    logprobs: int | None = None,
 ) -> DecodeState:
-    """The state after reading the prompt; no token is generated yet. Compiles once per (batch, slots, chunk)."""
-    state = placed(method.init(params, prompt, limit, key, sampling, slots))
-    return placed(method.prefill(params, state, chunk))
+    """The state after reading the prompt; no token is generated yet. Compiles once per (batch, slots, chunk).
+
+    With `logprobs` those of every token to come are noted in the state, and of so many of the likeliest in its place.
+    """
+    state = method.init(params, prompt, limit, key, sampling, slots)
+    if logprobs is not None:
+        state = state.replace(logprobs=room(*state.tokens.shape, logprobs))
+    return placed(method.prefill(params, placed(state), chunk))
 
 
 @partial(jax.jit, donate_argnames=("state",))

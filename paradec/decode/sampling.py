@@ -22,16 +22,20 @@ NEXT, ACCEPT, RESIDUAL, DRAFT, ORDER = range(5)  # purposes of noise; one stream
 # The transforms of `Sampling` in order, as in transformers: repetition, temperature, top-k, top-p, min-p.
 
 
-def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
-    """One threefry key per row, from the seed and the row's number in its data set (not in its batch)."""
-    return _row_keys(np.uint32(seed), np.asarray(rows, np.uint32))
+def row_keys(seed: int | Sequence[int], rows: Sequence[int]) -> jax.Array:
+    """One threefry key per row, from the seed and the row's number in its data set (not in its batch).
+
+    Each row may have a seed of its own.
+    """
+    seeds = np.broadcast_to(np.asarray(seed, np.uint32), (len(rows),))
+    return _row_keys(seeds, np.asarray(rows, np.uint32))
 
 
 @jax.jit
-def _row_keys(seed: Array, rows: Array) -> jax.Array:
+def _row_keys(seeds: Array, rows: Array) -> jax.Array:
     # Written out: under vmap, rbg keys would give a row other noise than the row alone.
-    root = jax.random.key(seed, impl="threefry2x32")
-    return jax.vmap(lambda row: jax.random.fold_in(root, row))(rows)
+    key = lambda seed, row: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), row)
+    return jax.vmap(key)(seeds, rows)
 
 
 def gumbel(key: jax.Array, position: Int[Array, "B M"], vocab: int, purpose: int) -> Float[Array, "B M V"]:

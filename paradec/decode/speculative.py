@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from paradec import struct
+from paradec.decode.logprobs import noted
 from paradec.decode.sampling import choose
 from paradec.decode.verify import Match, cut
 from paradec.ops.mask import ancestors
@@ -96,6 +97,9 @@ class Speculative:
         i = lax.iota(jnp.int32, verdict.token.shape[1])[None]
         at = jnp.where(i < verdict.count[:, None], state.length[:, None] + i, state.tokens.shape[1])
         write = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
+        if state.logprobs is not None:
+            raw = jnp.take_along_axis(scored.raw, verdict.path[..., None], axis=1)
+            state = state.replace(logprobs=noted(state.logprobs, raw, verdict.token, at))
         return state.replace(
             tokens=write(state.tokens, at, verdict.token),
             committed_at=write(state.committed_at, at, jnp.broadcast_to(calls[:, None], at.shape)),
@@ -142,6 +146,7 @@ class Speculative:
             logits=wide(logits) if self.accept.needs_logits else None,
             hidden=wide(out.hidden),
             taps=tuple(wide(t) for t in out.taps),
+            raw=None if state.logprobs is None else wide(out.logits),
         ), delta
 
     def _account(self, state: DecodeState, tree: Tree, verdict: Verdict, width: Array) -> Stats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -53,3 +54,48 @@ def test_greedy_text(smollm2, peers):
             likeliest = peers[0](torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1].argmax(-1)
         assert likeliest.tolist() == text, row["prompt"]
         assert (len(text) == NEW_TOKENS) != (text[-1] in smollm2.tokenizer.eos_ids), "ends where it must"
+
+
+@pytest.fixture(scope="module")
+def law(peers):
+    """Log-probabilities of the whole vocabulary at every new token's place; each text is asked once."""
+    known = {}
+
+    def ask(ids, new):
+        if (text := (*ids, *new)) not in known:
+            with torch.no_grad():
+                logits = peers[1](torch.tensor([text])).logits[0, len(ids) - 1 : -1]
+            known[text] = torch.log_softmax(logits, -1).numpy()
+        return known[text]
+
+    return ask
+
+
+LAYERS = {"draft": "layers:4"}
+METHODS = [("ar", {}, 1), ("ar", {}, 8), ("prompt_lookup", {}, 8), ("medusa", {}, 8), ("draft_model", LAYERS, 8)]
+if "PARADEC_CASES" in os.environ:
+    METHODS += [("prompt_lookup", {}, 1), ("medusa", {}, 1), ("draft_model", LAYERS, 1)]
+
+
+@pytest.mark.parametrize(("method", "options", "batch"), METHODS)
+def test_logprobs(smollm2, law, method, options, batch):
+    """Of chosen and likeliest tokens, whoever drafted them."""
+    asked = prompts()[: max(batch, 2)]
+    ask = dict(max_new_tokens=16, logprobs=3, batch_size=batch, method_args=options)
+    for text, result in zip(asked, smollm2.generate(asked, method=method, **ask), strict=True):
+        truth = law(smollm2.encode(text), result.token_ids)
+        own = truth[np.arange(len(truth)), list(result.token_ids)]
+        assert np.abs([e.logprob for e in result.logprobs] - own).max() < 1e-4
+        best = np.sort(truth)[:, ::-1][:, :3]
+        assert np.abs(np.asarray([[p for _, p in e.top] for e in result.logprobs]) - best).max() < 1e-4
+
+
+def test_scores(smollm2, peers):
+    """The loss that transformers tells of the same text, its labels the continuation's."""
+    pairs = [(text, " and then there were none of them left.") for text in prompts()[:6]]
+    for (text, _), found in zip(pairs, smollm2.score(*zip(*pairs, strict=True), batch_size=4), strict=True):
+        ids, new = smollm2.encode(text), [each.token_id for each in found.tokens]
+        labels = torch.tensor([[*[-100] * len(ids), *new]])
+        with torch.no_grad():
+            loss = peers[1](torch.tensor([[*ids, *new]]), labels=labels).loss.item()
+        assert found.loss == pytest.approx(loss, abs=1e-4)
