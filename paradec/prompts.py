@@ -2,56 +2,103 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from paradec.data import text
 from paradec.errors import InputError
 from paradec.io import json_lines
-from paradec.request import Given, is_chat, one_text
+from paradec.request import EACH, Given, Request, is_chat, one_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What a line of a file asks for: a prompt, and what the user says after each answer. Its number counts from 1.
+
+    `own` holds the fields of `request.EACH` that the line has, and `ids` what names it: `id`, `task_id`, ….
+    """
+
+    number: int
+    prompt: Given
+    then: tuple[str, ...] = ()
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_prompts(path: str | Path, complain: Callable[[str], None], limit: int | None = None) -> list[Given]:
-    """The first `limit` prompts of a file of `{"prompt": …}`, `{"question": …}`, `{"messages": [{"role": …, "content":
-    …}, …]}` or `{"turns": [first, …]}` lines. Of messages, an answer at the end is left out. A `.txt` file is one
-    prompt, without the line feed at its end.
+    """The prompts of `read_lines`; of turns, the first."""
+    return [line.prompt for line in read_lines(path, complain, limit)]
+
+
+def read_lines(path: str | Path, complain: Callable[[str], None], limit: int | None = None) -> list[Line]:
+    """The first `limit` lines of a file of `{"prompt": …}`, `{"question": …}`, `{"messages": [{"role": …, "content":
+    …}, …]}` or `{"turns": [first, …]}`. Of messages, an answer at the end is left out. A `.txt` file is one prompt,
+    without the line feed at its end.
 
     `complain` gets one sentence per malformed line; blank lines are skipped. Raises `InputError` where the file
-    cannot be read or holds no prompt at all, and for a limit below 1.
+    cannot be read or holds no prompt at all, for a limit below 1, and where some lines have a seed and others none.
     """
     if limit is not None and limit < 1:
         raise InputError(f"At least 1 prompt of a file must be read; {limit} were asked for.")
     if Path(path).suffix == ".txt":
         whole = text.read(path).removesuffix("\n")
-        prompts: list[Given] = [whole] if whole.strip() else []
+        lines = [Line(1, whole)] if whole.strip() else []
     else:
-        found = json_lines.read(path, "prompts", prompt_of, complain)
-        prompts = [prompt for _, prompt in itertools.islice(found, limit)]
-    if not prompts:
+        found = json_lines.read(path, "prompts", line_of, complain)
+        lines = [dataclasses.replace(line, number=number) for number, line in itertools.islice(found, limit)]
+    if not lines:
         raise InputError(f'{path} holds no prompt; each line should read {{"prompt": "…"}}.')
-    return prompts
+    without = next((line.number for line in lines if "seed" not in line.own), 0)
+    if without and (seeded := next((line.number for line in lines if "seed" in line.own), 0)):
+        raise InputError(
+            f"In {path}, line {seeded} has a seed and line {without} has none; give all lines one, or none."
+        )
+    return lines
 
 
-def prompt_of(line: Any) -> Given:
-    """The prompt of one parsed line. Raises ValueError with what is wrong."""
+def line_of(line: Any) -> Line:
+    """What a parsed line asks for, still without its number. Raises ValueError with what is wrong."""
     if not isinstance(line, dict):
         raise ValueError("a line must be a JSON object.")
+    prompt, *then = _said(line)
+    own = {name: line[name] for name in EACH if name in line}
+    try:
+        Request(**own)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    if several := next((name for name, value in own.items() if isinstance(value, list)), None):
+        raise ValueError(f"{several} must be one value.")
+    ids = {name: value for name, value in line.items() if name == "id" or name.endswith("_id")}
+    return Line(0, prompt, tuple(then), own, ids)
+
+
+def _said(line: Mapping[str, Any]) -> list[Any]:
+    """The prompt, and what follows its answers."""
     if "messages" in line:
-        return _messages(line["messages"])
+        return [_messages(line["messages"])]
     if "turns" in line:
-        turns = line["turns"]
-        value = turns[0] if isinstance(turns, list) and turns else None
-        name = "turns[0]"
-    else:
-        name = next((k for k in ("prompt", "question") if k in line), None)
-        if name is None:
-            raise ValueError('it has none of "prompt", "question", "messages" and "turns".')
-        value = line[name]
+        turns = line["turns"] if isinstance(line["turns"], list) else []
+        return [_text(turn, f"turns[{i}]") for i, turn in enumerate(turns or [None])]
+    name = next((k for k in ("prompt", "question") if k in line), None)
+    if name is None:
+        raise ValueError('it has none of "prompt", "question", "messages" and "turns".')
+    return [_text(line[name], name)]
+
+
+def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} must be a text that is not empty.")
     return json_lines.string(value, name)
+
+
+def drawn(lines: Sequence[Line], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Request` for these lines: what `base` says, and where a line says it of its own, one for each."""
+    own = {name for line in lines for name in line.own}
+    plain = {name: base.get(name, getattr(Request(), name)) for name in own}
+    return {**base, **{name: tuple(line.own.get(name, plain[name]) for line in lines) for name in own}}
 
 
 def question(prompt: Given) -> str:

@@ -58,7 +58,9 @@ def test_generate_reads_files_and_names_bad_lines(model, capsys, tmp_path):
     status, out, err = run(
         capsys, "generate", "--model", model, "--prompts", file, "--max-new-tokens", 4, "--batch-size", 2, "--json"
     )
-    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["one", "two", "three"]
+    one, two, talk = map(json.loads, out.splitlines())
+    assert (one["prompt"], two["prompt"], talk["turns"][0]["prompt"]) == ("one", "two", "three")
+    assert len(talk["turns"]) == 2 and talk["turns"][1]["prompt"].endswith("user: more")
     assert status == 1
     for number in (5, 6, 7, 8, 9):
         assert f"line {number} is skipped" in err

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import paradec
-from paradec import mesh, params
+from infer import batch
+from paradec import answers, mesh, params
 from paradec.data import chain
 from paradec.data.synthetic import Markov
 from paradec.decode import loop, sampling
@@ -104,11 +105,24 @@ def recorded(folder: Path) -> dict[str, list]:
     }
 
 
+def answered(folder: Path, data: int, model: int) -> str:
+    """The file of answers that `infer/batch.py` writes, whole."""
+    if jax.process_index() == 0 and not (folder / "in.jsonl").exists():
+        write_tiny_model(folder / "tiny")
+        lines = [{"id": i, "prompt": prompt, "temperature": 0.4 * i} for i, prompt in enumerate(PROMPTS)]
+        lines += [{"id": "talk", "turns": PROMPTS[:2]}]
+        (folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mesh.wait("written")
+    where = dict(prompts=folder / "in.jsonl", out=folder / f"{data}.jsonl", model=str(folder / "tiny"))
+    assert batch.main(batch.Batch(**where, data=data, model_axis=model, batch_size=4, max_new_tokens=9)) == 0
+    return (folder / f"{data}.jsonl").read_text()
+
+
 def found(folder: Path, jobs: list[list]) -> list:
     """The results of some jobs, each a function of this file and its arguments."""
     return [
         {"trained": lambda *a, n=n: trained(folder / str(n), *a), "decoded": decoded,
-         "recorded": lambda folder=folder: recorded(folder)}[name](*arguments)
+         "answered": lambda *a: answered(folder, *a), "recorded": lambda: recorded(folder)}[name](*arguments)
         for n, (name, *arguments) in enumerate(jobs)
     ]  # fmt: skip
 
@@ -171,8 +185,9 @@ def test_four_processes_do_what_one_does(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_decode_and_record_what_one_does(tmp_path):
+def test_two_processes_decode_record_and_answer_what_one_does(tmp_path):
     jobs = [["recorded"], ["decoded", "ar", 2, 2], ["decoded", "prompt_lookup", 1, 4]]
+    jobs += [["answered", 4, 1], ["answered", 2, 2]]
     both = together(tmp_path / "two", 2, jobs)
     assert len(list((tmp_path / "two" / "text").glob("*.jsonl"))) == 3
     alone = recorded(tmp_path / "one")
@@ -180,8 +195,11 @@ def test_two_processes_decode_and_record_what_one_does(tmp_path):
     np.testing.assert_allclose(both[0]["hidden"], alone["hidden"], atol=0.1)  # sums of bfloat16
     model, _ = tiny_transformer(vocab_size=96)
     weights = params.init(model.specs(), jax.random.key(0))
-    for (_, name, *_), result in zip(jobs[1:], both[1:], strict=True):
+    for (_, name, *_), result in zip(jobs[1:3], both[1:3], strict=True):
         assert result == decode(DRAFTERS[name], model, {"target": weights})
+    lm = paradec.load(str(tmp_path / "two" / "tiny"))
+    answers.write(lm, tmp_path / "two" / "in.jsonl", tmp_path / "one.jsonl", max_new_tokens=9, batch_size=4)
+    assert both[3] == both[4] == (tmp_path / "one.jsonl").read_text() and both[3].count("\n") == 6
 
 
 if __name__ == "__main__":

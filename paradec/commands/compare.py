@@ -38,6 +38,7 @@ def compare(
 ) -> int:
     """Decode prompts with several methods in turn; compare tokens, calls and time."""
     from paradec import catalog
+    from paradec.answers import unrolled
     from paradec.comparison import compare as run
 
     names = o.listed(methods)
@@ -48,13 +49,14 @@ def compare(
         raise InputError("--texts puts the texts into the JSON; say where that goes: --json FILE.")
     sample.request()
     bad: list[str] = []
-    given = o.gather(prompt, prompts, limit, bad)
+    lines = o.gather(prompt, prompts, limit, bad)
     lm = o.load_model(model, dtype)
     if not names:
         names = list(catalog.USUAL[catalog.denoises(lm.model)])
         options = o.split_options(names, method_arg)
     sample.tell(lm)
     told = partial(track, label=f"Comparing {len({*names, catalog.reference(lm.model)})} methods")
+    given = unrolled(lm, lines, sample.request(lm, len(lines)))
     request = sample.request(lm, len(given))
     publish = publisher(json_path, texts, html, png)
     with on_interrupt(publish):

@@ -17,6 +17,7 @@ from paradec.errors import InputError
 Repeat = tyro.conf.UseAppendAction
 TOP_P = "Keep the most likely tokens that hold this much probability; 1 is off."
 MIN_P = "Drop tokens less likely than this share of the likeliest; 0 is off."
+LOGPROBS = "Tell each token's log-probability, and those of so many of the likeliest (JSON)."
 FIGURES = (".png", ".pdf", ".svg")
 
 
@@ -49,6 +50,7 @@ class Sample:
     """A system message before every conversation that has none."""
     template_arg: Annotated[tuple[str, ...], Repeat] = ()
     """A variable of the chat template, key=value, the value as JSON has it."""
+    logprobs: Annotated[int | None, given(int, "INT", LOGPROBS)] = None
     stop: Annotated[tuple[str, ...], Repeat] = ()
     """A string that ends the text."""
 
@@ -104,14 +106,14 @@ Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
 
 
 def gather(prompt: str | None, path: Path | None, limit: int | None, bad: list[str]) -> list[Any]:
-    """The prompts that the options name: exactly one of --prompt and --prompts."""
-    from paradec.prompts import read_prompts
+    """The lines of prompts that the options name: exactly one of --prompt and --prompts."""
+    from paradec.prompts import Line, read_lines
 
     if (prompt is None) == (path is None):
         raise InputError("Give either --prompt TEXT or --prompts FILE.jsonl.")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1; {limit} was given.")
-    return [check_prompt(prompt)] if prompt is not None else read_prompts(path, lambda s: note(bad, s), limit)
+    return [Line(1, check_prompt(prompt))] if prompt is not None else read_lines(path, lambda s: note(bad, s), limit)
 
 
 def variable(pair: str) -> tuple[str, Any]:

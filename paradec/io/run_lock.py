@@ -1,4 +1,4 @@
-"""One run in one folder: two that write the same checkpoints and metrics would break both."""
+"""One run in one folder, or at one file: two that write the same checkpoints, metrics or lines would break both."""
 
 from __future__ import annotations
 
@@ -27,25 +27,40 @@ def alone(folder: Path) -> Iterator[None]:
     locks, a marker with the holder's process id does, or a warning says that there is none. Raises `InputError` in
     every process where another run is there, and `ResourceError` where the folder cannot be written.
     """
+    taken = (
+        f"Another process trains in {folder}, and two would break each other's checkpoints. Wait for it, end it, or "
+        "give this run a folder of its own (--run.out)."
+    )
+    with _held(folder / "run.lock", taken):
+        yield
+
+
+@contextlib.contextmanager
+def alone_at(file: Path) -> Iterator[None]:
+    """Be the only one that writes `file` while the block runs: as `alone`, by the lock `FILE.lock` beside it."""
+    taken = f"Another process writes {file}. Wait for it, end it, or name another file."
+    with _held(file.with_name(file.name + ".lock"), taken):
+        yield
+
+
+@contextlib.contextmanager
+def _held(lock: Path, taken: str) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         error = None
         found = FREE
         if jax.process_index() == 0:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _take(held, folder / "run.lock")
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                _take(held, lock)
             except Timeout:
                 found = TAKEN
             except OSError as reason:
                 found, error = FAILED, reason
         found = mesh.first_says(found)
         if found == TAKEN:
-            raise InputError(
-                f"Another process trains in {folder}, and two would break each other's checkpoints. Wait for it, end "
-                "it, or give this run a folder of its own (--run.out)."
-            )
+            raise InputError(taken)
         if found == FAILED:
-            raise cannot_write(folder, error or OSError("see the message of process 0")) from error
+            raise cannot_write(lock.parent, error or OSError("see the message of process 0")) from error
         yield
 
 

@@ -1,0 +1,220 @@
+"""Answers to prompts and conversations, and to files of them: a line for each, once, whatever kills the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from paradec import catalog, mesh
+from paradec import config as configs
+from paradec.decoder import Decoder
+from paradec.errors import InputError, ParadecError
+from paradec.io import run_lock, text_file, whole_file
+from paradec.io.medusa import fingerprint
+from paradec.lm import LanguageModel
+from paradec.prompts import Line, drawn, read_lines
+from paradec.request import Generation, Given, Request, options_of
+
+Track = Callable[[Sequence[Any]], Iterable[Any]]
+NAMED = 3  # differences of settings that a refusal names
+
+
+class Answer(NamedTuple):
+    """What became of a line: a generation, or one for each turn, and why the next one could not be decoded."""
+
+    line: Line
+    turns: list[Generation]
+    error: str = ""
+
+    def record(self, timed: bool = True) -> dict[str, Any]:
+        """The fields of a line of JSON; with `timed` the seconds too, which no two runs have in common."""
+        fields = [{k: v for k, v in turn.public().items() if timed or k != "seconds"} for turn in self.turns]
+        said = {"turns": fields} if self.line.then else (fields or [{}])[0]
+        return {**self.line.ids, **said} | ({"error": self.error} if self.error else {})
+
+
+def answered(
+    lm: LanguageModel, decoder: Decoder, ask: Request, lines: Sequence[Line], rows: Sequence[int]
+) -> list[Answer]:
+    """The answers to a batch of lines. A line that cannot be read has its error instead, and the others go on.
+
+    `rows` numbers each line in its data set, as in `LanguageModel.begin`. In a conversation the answer that was given
+    stands before what the user says next.
+    """
+    turns: list[list[Generation]] = [[] for _ in lines]
+    errors = [""] * len(lines)
+    for turn in range(1 + max(len(line.then) for line in lines)):
+        encoded: dict[int, list[int]] = {}
+        for i, line in enumerate(lines):
+            if turn <= len(line.then) and not errors[i]:
+                try:
+                    encoded[i] = lm.encode(said(line, turns[i]), **ask.reading)
+                except InputError as error:
+                    errors[i] = str(error)
+        if encoded:
+            shown = [lm.shown(said(lines[i], turns[i])) for i in encoded]
+            results = lm.decode(decoder, [*encoded.values()], ask, [rows[i] for i in encoded], shown)
+            for i, result in zip(encoded, results, strict=True):
+                turns[i].append(result)
+    return [Answer(*each) for each in zip(lines, turns, errors, strict=True)]
+
+
+def said(line: Line, answers: Sequence[Generation]) -> Given:
+    """The prompt of a line's next turn, after so many answers."""
+    if not answers:
+        return line.prompt
+    turns = zip([line.prompt, *line.then], [*(a.text for a in answers), None], strict=False)
+    both = [[{"role": "user", "content": user}, {"role": "assistant", "content": answer}] for user, answer in turns]
+    return [message for pair in both for message in pair][:-1]
+
+
+def converse(
+    lm: LanguageModel,
+    conversations: Iterable[Iterable[str]],
+    *,
+    method_args: Mapping[str, Any] | None = None,
+    **request: Any,
+) -> list[list[Generation]]:
+    """The answers to what a user says turn by turn, in each of several conversations, every one before the next turn.
+
+    Keyword arguments are those of `LanguageModel.generate`. Raises `InputError` for a conversation without a turn, and
+    where one has become too long.
+    """
+    given = [list(turns) for turns in conversations]
+    if not all(given) or not all(isinstance(turn, str) for turns in given for turn in turns):
+        raise InputError("A conversation is a list of what the user says, at least once.")
+    lines = [Line(i, turns[0], tuple(turns[1:])) for i, turns in enumerate(given, 1)]
+    ask = Request.of(request).within(len(lines))
+    decoder, out = lm.decoder(ask, method_args), []
+    for rows in batches(len(lines), ask.batch_size):
+        out += answered(lm, decoder, ask, [lines[r] for r in rows], rows)
+    if wrong := next((answer for answer in out if answer.error), None):
+        raise InputError(f"Turn {len(wrong.turns) + 1} of conversation {wrong.line.number}: {wrong.error}")
+    return [answer.turns for answer in out]
+
+
+def unrolled(lm: LanguageModel, lines: Sequence[Line], request: Mapping[str, Any]) -> list[Given]:
+    """Every turn of the lines as a prompt of its own, behind what plain decoding answers to those before."""
+    if not any(line.then for line in lines):
+        return [line.prompt for line in lines]
+    ask = Request.of({**request, "method": catalog.reference(lm.model)}).within(len(lines))
+    decoder, out = lm.decoder(ask), []
+    for rows in batches(len(lines), ask.batch_size):
+        for line, turns, _ in answered(lm, decoder, ask, [lines[r] for r in rows], rows):
+            out += [said(line, turns[:n]) for n in range(1 + min(len(line.then), len(turns)))]
+    return out
+
+
+def batches(count: int, size: int, first: int = 0) -> list[range]:
+    """The rows of each batch, from the batch that row `first` is in."""
+    return [range(at, min(at + size, count)) for at in range(first // size * size, count, size)]
+
+
+def write(
+    lm: LanguageModel,
+    prompts: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    limit: int | None = None,
+    method_args: Mapping[str, Any] | None = None,
+    track: Track = iter,
+    complain: Callable[[str], None] = lambda sentence: None,
+    **request: Any,
+) -> list[str]:
+    """Answer every line of a file, and write a line of JSON for each to `out`, in their order. Returns the errors.
+
+    `prompts` is read by `prompts.read_lines`; a line's own sampling options count before those of `request`, and its
+    ids stand in its answer. A line that cannot be decoded has an "error". Batches are written when they are decoded.
+    `OUT.settings.json`, beside it, says what was asked. With `resume` a run that was killed goes on at its first
+    missing line, and the file becomes what it would have been. On a mesh of several processes all call this, and the
+    first writes. Raises `InputError` where `out` is there and is not to be resumed, holds something else, or is being
+    written by another process.
+    """
+    lines = read_lines(prompts, complain, limit)
+    ask = Request.of(drawn(lines, request))
+    few = ask.within(len(lines))
+    ask = few if mesh.current() is None else ask  # a mesh splits a batch of the size that was asked for
+    decoder = lm.decoder(ask, method_args)
+    settings = {
+        "model": lm.name, "model_digest": fingerprint(lm.params), "prompts": configs.digest(prompts), "limit": limit,
+        "request": configs.as_json(dataclasses.replace(ask, method=decoder.name)),
+        "method_args": json.loads(json.dumps(options_of(method_args), default=str)),
+    }  # fmt: skip
+    with run_lock.alone_at(out):
+        done = _together(lambda: _begun(out, settings, len(lines), resume))
+        with _appended(out) as put:
+            for rows in track(batches(len(lines), ask.batch_size, done) if done < len(lines) else []):
+                found = answered(lm, decoder, ask, [lines[r] for r in rows], rows)
+                put([answer.record(timed=False) for answer in found[max(done - rows.start, 0) :]])
+        mesh.wait(f"answered {out.name}")
+    with out.open(encoding="utf-8") as file:
+        wrong = [(line, json.loads(text)["error"]) for line, text in zip(lines, file, strict=True) if '"error"' in text]
+    return [f"Line {line.number} of {prompts}: {error}" for line, error in wrong]
+
+
+def _together(begun: Callable[[], int]) -> int:
+    """What the first process finds, in all of them; its error ends the others too."""
+    found, error = 0, None
+    if jax.process_index() == 0:
+        try:
+            found = begun()
+        except ParadecError as mine:
+            found, error = -1, mine
+    found = mesh.first_says(found)
+    if found < 0:
+        raise error or InputError("The first process of this job has said what is wrong.")
+    return found
+
+
+def _begun(out: Path, settings: Mapping[str, Any], count: int, resume: bool) -> int:
+    """How many lines are written already; what a kill left of another is cut off."""
+    beside = out.with_name(out.name + ".settings.json")
+    if not out.exists():
+        text_file.write(beside, json.dumps(settings, indent=1) + "\n")
+        return 0
+    if not out.is_file():
+        raise InputError(f"{out} is no regular file, and a run could not go on with it; name another.")
+    if not resume:
+        raise InputError(f"{out} is there already: --resume goes on with it, or choose another file.")
+    if not beside.exists():
+        raise InputError(f"{out} has no {beside.name} beside it, so what it answers is not known; choose another file.")
+    if changes := configs.differences(json.loads(beside.read_text(encoding="utf-8")), settings):
+        listed = "\n".join(f"  {change}" for change in changes[:NAMED])
+        raise InputError(f"{out} answers something else:\n{listed}\nAsk for the same again, or choose another file.")
+    whole, size = 0, 0
+    with out.open("r+b") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                whole, size = whole + 1, size + len(line)
+        file.truncate(size)
+    if whole > count:
+        raise InputError(f"{out} has {whole} lines for {count} prompts: it is not what was written here.")
+    return whole
+
+
+@contextlib.contextmanager
+def _appended(out: Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """What appends records to a file and sees to it that they are on disk. Only the first process writes."""
+    if jax.process_index() != 0:
+        yield lambda records: None
+        return
+    try:
+        with out.open("ab") as file:
+
+            def put(records: list[dict[str, Any]]) -> None:
+                text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+
+            yield put
+    except OSError as error:
+        raise whole_file.cannot_write(out, error) from error
