@@ -31,8 +31,8 @@ class Program:
 class Decoder:
     """A method ready to run on one model's weights. Its own time leaves compilation out.
 
-    `compiled` may be shared with other decoders: what was compiled serves every method of equal structure, with any
-    thresholds and any weights of equal shapes.
+    `compiled` and `layouts` may be shared with other decoders: what was compiled serves every method of equal
+    structure, with any thresholds and any weights of equal shapes; a layout serves all who use the same weights.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Decoder:
     params: PyTree
     compiled: dict[Any, Program] = dataclasses.field(default_factory=dict, repr=False)
     compile_seconds: float = 0.0
+    layouts: dict[str, tuple[PyTree, PyTree]] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         leaves, tree = jax.tree.flatten((self.method, self.params))
@@ -68,7 +69,8 @@ class Decoder:
 
         The device is asked for about a second's turns at a time, so that an interrupt is heard between them.
         """
-        args = lambda some: (self.method, self.params, state, np.int32(some))
+        weights = step_weights(self.method, self.params, self.layouts)
+        args = lambda some: (self.method, weights, state, np.int32(some))
         best = None if state.logprobs is None else state.logprobs.best.shape[-1]
         program = self._program(loop.run, (*state.tokens.shape, best), args(1))
         while turns > 0:
@@ -92,6 +94,31 @@ class Decoder:
                 self.compiled[key] = Program(fn.lower(*args, **static).compile())
             self.compile_seconds += time.perf_counter() - begin
         return self.compiled[key]
+
+
+def step_weights(method: Method, params: PyTree, kept: dict[str, tuple[PyTree, PyTree]]) -> PyTree:
+    """The weights as the steps of a decode want them: on one CPU laid out by their models, elsewhere as they are.
+
+    This is the one place that decides: accelerators, meshes, prompts, training and the canvas engine, whose calls are
+    wide and whose writes do not wait for the logits, run on the stack. What is laid out are views of the same memory
+    where its alignment allows, kept in `kept` until other weights take their name.
+    """
+    models = getattr(method, "models", {})
+    if mesh.current() is not None or not models or (cpu := _one_cpu(params)) is None:
+        return params
+    for name in [name for name in params if hasattr(models.get(name), "laid_out")]:
+        if name not in kept or kept[name][0] is not params[name]:
+            views = models[name].laid_out(jax.tree.map(np.asarray, params[name]))
+            kept[name] = params[name], jax.device_put(views, cpu, may_alias=True)
+        params = {**params, name: kept[name][1]}
+    return params
+
+
+def _one_cpu(params: PyTree) -> jax.Device | None:
+    """The CPU on which all of the weights lie, if they do."""
+    leaves = jax.tree.leaves(params)
+    devices = {device for x in leaves if isinstance(x, jax.Array) for device in x.devices()}
+    return devices.pop() if len(devices) == 1 and {d.platform for d in devices} == {"cpu"} else None
 
 
 def precision(params: PyTree) -> Any:

@@ -57,6 +57,7 @@ class LanguageModel:
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     decoders: dict[Any, Program] = dataclasses.field(default_factory=dict)
     parts: dict[Any, parts.Kept] = dataclasses.field(default_factory=dict)
+    layouts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -241,7 +242,8 @@ class LanguageModel:
             needs = {} if part is None else {kind: part.params}
             eos = () if ask.ignore_eos else self.tokenizer.eos_ids
             method = catalog.build(ask.method, self.model, eos, **structure, **options)
-        return Decoder(catalog.title(ask.method), method, {"target": self.params} | needs, self.decoders)
+        weights = {"target": self.params} | needs
+        return Decoder(catalog.title(ask.method), method, weights, self.decoders, layouts=self.layouts)
 
     def _unmasking(self, ask: Request, options: dict[str, Any]) -> Any:
         if not catalog.denoises(self.model):

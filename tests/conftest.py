@@ -92,6 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 OPTIMIZED = (
     "oracle",
     "test_explain.py",
+    "test_laid_out.py",
     "test_shipped_lists.py",
     "test_smollm2.py",
 )

@@ -44,6 +44,12 @@ class Speculative:
     accept: Accept
     eos: Int[Array, "E"]
 
+    @property
+    def models(self) -> dict[str, Model]:
+        """Whose weights a step reads, by their names in `params`."""
+        draft = getattr(self.drafter, "model", None)
+        return {"target": self.target} if draft is None else {"target": self.target, "draft": draft}
+
     def init(
         self, params: PyTree, prompt: Prompt, limit: Int[Array, "B"], key: jax.Array, sampling: Sampling, slots: int
     ) -> DecodeState:

@@ -91,8 +91,7 @@ class DiT(Transformer):
         return super()._qkv(w.replace(attn_norm=_modulated(w.attn_norm, w.modulation[0])), x, turn, slide)
 
     def _join(self, w: Blocks, x: Array, out: Array) -> Array:
-        mixed = lora.product("bhgtk,hgkd->btd", out.astype(x.dtype), w.out)
-        return x + mixed * w.modulation[0, 2][None, None]
+        return x + self._mixed(w, out, x.dtype) * w.modulation[0, 2][None, None]
 
     def _mlp(self, w: Blocks, x: Array) -> Array:
         x_norm = self._norm(x, _modulated(w.mlp_norm, w.modulation[1]))

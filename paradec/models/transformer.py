@@ -18,6 +18,7 @@ from paradec.models import cache as kv
 from paradec.models import lora
 from paradec.models.cache import BLOCK, KVCache, KVDelta
 from paradec.models.experts import Experts, ExpertWeights
+from paradec.models.layers import held_back, in_turn, taken_apart
 from paradec.ops.attention import attend, attend_cache, attend_masked
 from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors, on_canvas, under_canvas
 from paradec.ops.norm import rms_norm
@@ -52,7 +53,7 @@ class Weights:
     """
 
     embed: Float[Array, "V D"]
-    blocks: Blocks
+    blocks: Blocks | tuple[Blocks, ...]  # one stack, or the layers one by one (see `Transformer.laid_out`)
     norm: Float[Array, "D"]
     head: Float[Array, "V D"] | None
     leading: Blocks | None = None
@@ -146,6 +147,14 @@ class Transformer:
             experts=mixture.specs(L, D, self.dtype, residual) if mixture else None,
         )
 
+    def laid_out(self, params: Weights) -> Weights:
+        """The same weights for a decode step on a CPU, which copies them out of a stack in every call.
+
+        Every layer's are arrays of their own and the layers are written out, which takes longer to compile.
+        """
+        stacks = [stack for stack in (params.leading, params.blocks) if stack is not None]
+        return params.replace(blocks=tuple(w for stack in stacks for w in taken_apart(stack)), leading=None)
+
     def forward(
         self,
         params: Weights,
@@ -225,6 +234,8 @@ class Transformer:
 
         each = (pending, jnp.arange(self.num_layers), jnp.asarray(self.slides()))
         x, (delta, every) = self._scan(layer, self._embed(params, rows.token, rows.embed, rows.aux), params, each)
+        if isinstance(params.blocks, tuple):
+            delta = held_back(delta, x)
         if rows.read is not None:
             pick = lambda x: jnp.take_along_axis(x, rows.read[..., None], axis=1)
             x, every = pick(x), every if every is None else jax.vmap(pick)(every)
@@ -246,6 +257,8 @@ class Transformer:
 
     def _scan(self, layer: Callable, x: Array, params: Weights, each: tuple) -> tuple[Array, Any]:
         """`layer` over all of them in turn, with its weights and its slice of `each`; what they return is stacked."""
+        if isinstance(params.blocks, tuple):
+            return in_turn(layer, x, params.blocks, each)
         if params.leading is None:
             return lax.scan(layer, x, (params.blocks, *each))
         k = self.experts.leading
@@ -284,8 +297,15 @@ class Transformer:
             q, k = self._norm(q, w.q_norm), self._norm(k, w.k_norm)
         return rotate(q, cos, sin), rotate(k, cos, sin)[:, :, 0], v
 
+    def _mixed(self, w: Blocks, out: Array, dtype: Any) -> Array:
+        """What the heads found, in the width of the model."""
+        if lora.removed(w.out).ndim == 4:
+            return lora.product("bhgtk,hgkd->btd", out.astype(dtype), w.out)
+        B, _, _, T, _ = out.shape  # laid out: a CPU would transpose the weight, so the activations are
+        return lora.product("bti,id->btd", out.astype(dtype).transpose(0, 3, 1, 2, 4).reshape(B, T, -1), w.out)
+
     def _join(self, w: Blocks, x: Array, out: Array) -> Array:
-        mixed = lora.product("bhgtk,hgkd->btd", out.astype(x.dtype), w.out)
+        mixed = self._mixed(w, out, x.dtype)
         return x + (mixed if w.attn_post_norm is None else self._norm(mixed, w.attn_post_norm))
 
     def _mlp(self, w: Blocks, x: Array) -> Array:
