@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from paradec.models import lora
 
@@ -32,6 +32,15 @@ def in_turn(layer: Callable, x: Array, layers: tuple[Any, ...], each: PyTree) ->
         x, out = layer(x, (w, *_pick(each, i)))
         made.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+
+
+def once(make: Callable[[], PyTree], count: Int[Array, ""]) -> PyTree:
+    """What `make` returns, computed once: every layer that is written out would compute it for itself.
+
+    A compiler does not look into a branch, and does not know that a count is not negative.
+    """
+    blank = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(make))
+    return jax.lax.cond(count >= 0, make, blank)
 
 
 def held_back(delta: PyTree, x: Float[Array, "B M D"]) -> PyTree:

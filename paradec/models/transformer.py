@@ -18,7 +18,7 @@ from paradec.models import cache as kv
 from paradec.models import lora
 from paradec.models.cache import BLOCK, KVCache, KVDelta
 from paradec.models.experts import Experts, ExpertWeights
-from paradec.models.layers import held_back, in_turn, taken_apart
+from paradec.models.layers import held_back, in_turn, once, taken_apart
 from paradec.ops.attention import attend, attend_cache, attend_masked
 from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors, on_canvas, under_canvas
 from paradec.ops.norm import rms_norm
@@ -218,7 +218,8 @@ class Transformer:
         see, back = self._visible(rows, pending) if place is None else (on_canvas(place), None)
         beyond = None if place is None else under_canvas(place, cache.length, cache.k.shape[3])
         bound = jnp.max(cache.length if live is None else jnp.where(live, cache.length, 0))
-        turn = self._angles(position)
+        angles = lambda: self._angles(position)
+        turn = once(angles, bound) if isinstance(params.blocks, tuple) else angles()
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, tuple]:
             w, old, index, slide = scanned
