@@ -16,8 +16,8 @@ from paradec import cli
 
 CONFIGURED = ("lm", "masked", "medusa", "learned_filter")
 MEASURING = {
-    "canvas": "Run", "exactness": "Exactness", "heads": "Heads", "hidden_markov": "Run", "layout": "Layout", "lists": "Run", "race": "Race",
-    "rules": "Run",
+    "canvas": "Run", "exactness": "Exactness", "heads": "Heads", "hidden_markov": "Run", "layout": "Layout",
+    "lists": "Run", "race": "Race", "rules": "Run",
 }  # fmt: skip
 
 
