@@ -114,8 +114,8 @@ def step_weights(method: Method, params: PyTree, kept: dict[str, tuple[PyTree, P
     return params
 
 
-def _one_cpu(params: PyTree) -> jax.Device | None:
-    """The CPU on which all of the weights lie, if they do."""
+def _one_cpu(params: PyTree) -> Any:
+    """The CPU on which all of the weights lie, or None."""
     leaves = jax.tree.leaves(params)
     devices = {device for x in leaves if isinstance(x, jax.Array) for device in x.devices()}
     return devices.pop() if len(devices) == 1 and {d.platform for d in devices} == {"cpu"} else None
