@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paradec.answers import converse
     from paradec.catalog import METHODS, build
     from paradec.comparison import Comparison, Interrupted, compare
     from paradec.decode.loop import run, start, stream
@@ -40,6 +41,7 @@ __all__ = [
     "Tree",
     "build",
     "compare",
+    "converse",
     "load",
     "run",
     "speculative",
@@ -47,6 +49,7 @@ __all__ = [
     "stream",
 ]
 _HOMES = {
+    "answers": ("converse",),
     "catalog": ("METHODS", "build"),
     "comparison": ("Comparison", "Interrupted", "compare"),
     "decode.loop": ("run", "start", "stream"),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import paradec
 from tests.golden.make_greedy import GOLDEN, NEW_TOKENS, prompts
 
 pytestmark = pytest.mark.oracle
@@ -88,6 +89,27 @@ def test_logprobs(smollm2, law, method, options, batch):
         assert np.abs([e.logprob for e in result.logprobs] - own).max() < 1e-4
         best = np.sort(truth)[:, ::-1][:, :3]
         assert np.abs(np.asarray([[p for _, p in e.top] for e in result.logprobs]) - best).max() < 1e-4
+
+
+def test_conversations_of_spec_bench(smollm2, peers, shared, tmp_path):
+    """Of two turns each, twenty with PARADEC_CASES: their rendering with our answers in it, and behind every prefix the
+    likeliest token."""
+    count, new = (20, 24) if "PARADEC_CASES" in os.environ else (4, 12)
+    smollm2.tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    lines = [json.loads(line) for line in (shared / "data/spec_bench/question.jsonl").read_text().splitlines()]
+    talks = [line["turns"] for line in lines if len(line["turns"]) == 2 and len(" ".join(line["turns"])) < 600][:count]
+    assert len(talks) == count
+    for turns, results in zip(talks, paradec.converse(smollm2, talks, max_new_tokens=new, batch_size=4), strict=True):
+        messages = []
+        for turn, result in zip(turns, results, strict=True):
+            messages.append({"role": "user", "content": turn})
+            ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+            with torch.no_grad():
+                logits = peers[0](torch.tensor([[*ids, *result.token_ids]])).logits[0, len(ids) - 1 : -1]
+            assert tuple(logits.argmax(-1).tolist()) == result.token_ids
+            assert theirs.decode(result.token_ids, skip_special_tokens=True) == result.text
+            messages.append({"role": "assistant", "content": result.text})
 
 
 def test_scores(smollm2, peers):
