@@ -20,7 +20,7 @@ from paradec.io import run_lock, text_file, whole_file
 from paradec.io.medusa import fingerprint
 from paradec.lm import LanguageModel
 from paradec.prompts import Line, drawn, read_lines
-from paradec.request import Generation, Given, Request, options_of
+from paradec.request import Generation, Given, Request, listed, options_of
 
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 NAMED = 3  # differences of settings that a refusal names
@@ -77,19 +77,23 @@ def said(line: Line, answers: Sequence[Generation]) -> Given:
 
 def converse(
     lm: LanguageModel,
-    conversations: Iterable[Iterable[str]],
+    conversations: Iterable[Any],
     *,
     method_args: Mapping[str, Any] | None = None,
     **request: Any,
 ) -> list[list[Generation]]:
     """The answers to what a user says turn by turn, in each of several conversations, every one before the next turn.
 
-    Keyword arguments are those of `LanguageModel.generate`. Raises `InputError` for a conversation without a turn, and
-    where one has become too long.
+    A conversation is a list of strings, and one of them may stand alone. Keyword arguments are those of
+    `LanguageModel.generate`. Raises `InputError` for a conversation without a turn, and where one has become too long.
     """
-    given = [list(turns) for turns in conversations]
-    if not all(given) or not all(isinstance(turn, str) for turns in given for turn in turns):
-        raise InputError("A conversation is a list of what the user says, at least once.")
+    what = "A conversation is a list of what the user says, at least once"
+    given = listed([conversations] if isinstance(conversations, str) else conversations, what)
+    if given and all(isinstance(turn, str) for turn in given):
+        given = [given]
+    given = [[] if isinstance(turns, str) else listed(turns, what) for turns in given]
+    if not given or not all(given) or not all(isinstance(turn, str) for turns in given for turn in turns):
+        raise InputError(f"{what}.")
     lines = [Line(i, turns[0], tuple(turns[1:])) for i, turns in enumerate(given, 1)]
     ask = Request.of(request).within(len(lines))
     decoder, out = lm.decoder(ask, method_args), []

@@ -230,6 +230,8 @@ class LanguageModel:
 
     def decoder(self, ask: Request, method_args: Mapping[str, Any] | None = None) -> Decoder:
         """The method with these options, on the weights as they are now. What it compiles is kept for others."""
+        if (ask.logprobs or 0) > (words := self.model.vocab_size):
+            raise InputError(f"logprobs asks for the {ask.logprobs} likeliest of {words} tokens; lower it.")
         options = options_of(method_args)
         if not isinstance(ask.method, str):
             method, needs = self._built(ask, options)

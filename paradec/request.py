@@ -191,7 +191,7 @@ def texts(prompts: Any) -> list[Given]:
     """
     if isinstance(prompts, str):
         return [prompts]
-    items = _items(prompts, "Prompts are strings, rows of token ids, or lists of messages")
+    items = listed(prompts, "Prompts are strings, rows of token ids, or lists of messages")
     if not items:
         raise InputError("There are no prompts; give at least one.")
     if all(_is_id(item) for item in items) or all(isinstance(item, Mapping) for item in items):
@@ -206,7 +206,7 @@ def one_text(prompt: Any) -> Given:
     """
     if isinstance(prompt, str):
         return prompt
-    items = _items(prompt, "A prompt is a string, a row of token ids, or a list of messages")
+    items = listed(prompt, "A prompt is a string, a row of token ids, or a list of messages")
     if items and all(isinstance(item, Mapping) for item in items):
         return [_message(item) for item in items]
     wrong = next((item for item in items if not _is_id(item)), None)
@@ -237,7 +237,7 @@ def names(given: Any, what: str = "method") -> list[str | Method]:
     """Several names where one may stand alone. Raises `InputError` where there is none, or for what is no name."""
     if isinstance(given, str) or hasattr(given, "step"):
         return [given]
-    items = _items(given, f"{what.capitalize()}s are a name, or several")
+    items = listed(given, f"{what.capitalize()}s are a name, or several")
     for item in items:
         if not isinstance(item, str) and not hasattr(item, "step"):
             raise InputError(f"A {what} has a name; {_brief(item)} is none.")
@@ -253,7 +253,9 @@ def options_of(given: Any, what: str = "method_args") -> dict[str, Any]:
     return dict(given)
 
 
-def _items(given: Any, what: str) -> list[Any]:
+def listed(given: Any, what: str) -> list[Any]:
+    """The items of whatever has some, an array of any kind too. Raises `InputError`, which begins with `what`, for one
+    thing, for bytes, and for what has no order or keys."""
     if isinstance(given, (bytes, bytearray, memoryview, Mapping, set, frozenset)):
         raise InputError(f"{what}; a {type(given).__name__} was given.")
     try:

@@ -54,8 +54,9 @@ FIELDS = st.fixed_dictionaries({}, optional={
     "temperature": NUMBERS | ODD, "top_k": NUMBERS | ODD, "top_p": NUMBERS | ODD, "min_p": NUMBERS | ODD,
     "repetition": NUMBERS | ODD, "seed": NUMBERS | ODD, "batch_size": NUMBERS | ODD, "raw": ODD, "stop": STOP,
     "max_tokens": ODD, "system": st.text(max_size=3) | ODD,
-    "template_args": ODD | st.dictionaries(VARIABLES, ODD, max_size=2),
+    "template_args": ODD | st.dictionaries(VARIABLES, ODD, max_size=2), "logprobs": st.integers(0, 2) | NUMBERS | ODD,
 })  # fmt: skip
+READING = st.fixed_dictionaries({}, optional={"raw": st.booleans(), "top": st.integers(0, 2) | ODD, "batch_size": ODD})
 OPTIONS = st.none() | ODD | st.dictionaries(
     st.sampled_from(["window", "num_draft", "ngram", "pool", "guesses", "accept", "draft", "heads", "latest", "x"]),
     ODD, max_size=2,
@@ -70,6 +71,10 @@ def cases(lm: paradec.LanguageModel) -> dict[str, Any]:
         "Request": (lambda fields, tokens, method: Request.of(few(fields, tokens) | {"method": method}),
                     (FIELDS, LENGTH["max_new_tokens"], METHOD)),
         "encode": (lambda prompt, raw: lm.encode(prompt, raw=raw), (PROMPT, st.booleans() | ODD)),
+        "score": (lambda prompts, after, more: lm.score(prompts, after, **more), (PROMPTS, PROMPTS, READING)),
+        "converse": (lambda talks, fields, tokens: paradec.converse(lm, talks, **few(fields, tokens)),
+                     (PROMPTS | st.lists(st.lists(st.text(max_size=5), max_size=2), max_size=2), FIELDS,
+                      st.integers(1, 3))),
         "generate": (lambda prompts, fields, tokens: lm.generate(prompts, **few(fields, tokens)),
                      (PROMPTS, FIELDS, st.integers(1, 3) | ODD)),
         "methods": (lambda prompt, method, options: lm.generate(prompt, method=method, method_args=options,

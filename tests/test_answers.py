@@ -79,8 +79,14 @@ def test_a_turn_sees_what_was_answered_before(lm):
                 (alone,) = lm.generate(messages, max_new_tokens=6, system="Be brief.")
                 assert (result.token_ids, result.text) == (alone.token_ids, alone.text)
                 messages.append({"role": "assistant", "content": result.text})
-    with pytest.raises(InputError, match="at least once"):
-        answers.converse(lm, [["a"], []])
+    for wrong in ([["a"], []], [], [["a", 3]], [3], ["a", ["b"]]):
+        with pytest.raises(InputError, match="at least once"):
+            answers.converse(lm, wrong)
+    ask = dict(max_new_tokens=4)
+    assert len(answers.converse(lm, "Hello", **ask)) == len(answers.converse(lm, "Hello", **ask)[0]) == 1
+    assert [r.text for r in answers.converse(lm, TURNS, **ask)[0]] == [
+        r.text for r in answers.converse(lm, [TURNS], **ask)[0]
+    ]
     with pytest.raises(InputError, match="Turn 2 of conversation 1: The prompt has"):
         answers.converse(lm, [["a", "long " * 200]], max_new_tokens=4)
 

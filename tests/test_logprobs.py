@@ -134,6 +134,8 @@ def test_what_cannot_be_scored(lm):
         denoiser(lm).score("a", "b")
     with pytest.raises(InputError, match="logprobs must be"):
         lm.generate("a", logprobs=-1)
+    with pytest.raises(InputError, match="the 260 likeliest of 259 tokens"):
+        lm.generate("a", logprobs=260)
 
 
 def test_every_prompt_may_be_drawn_in_its_own_way(lm):
