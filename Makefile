@@ -10,7 +10,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/p
 UNCHECKED := PARADEC_CHECKS=$${PARADEC_CHECKS:-0}
 NEED_NO_EXTRA := not oracle and not tpu
 
-.PHONY: help demo test slow test-all oracle tpu deep lint types check
+.PHONY: help demo test slow test-all oracle harness tpu deep lint types check
 .SUFFIXES:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make slow      the slow tests: more cases, more processes, more kills"
 	@echo "make test-all  both"
 	@echo "make oracle    compare with torch and transformers (installs both)"
+	@echo "make harness   compare with the hf class of lm-evaluation-harness (installs that too)"
 	@echo "make tpu       compile for TPU pods with the real compiler (installs libtpu; Linux on x86-64)"
 	@echo "make check     lint and test: before every commit"
 	@echo "make types     pyright"
@@ -42,6 +43,10 @@ test-all: test slow
 oracle: .venv/.oracle
 	@echo "Running the comparisons with torch and transformers"
 	@$(UNCHECKED) $(PYTEST) -m oracle $(ARGS) || [ $$? -eq 5 ]
+
+harness: .venv/.harness
+	@echo "Running the comparison with lm-evaluation-harness"
+	@$(UNCHECKED) $(PYTEST) -m oracle tests/oracle/test_harness.py $(ARGS)
 
 tpu: .venv/.aot
 	@echo "Running the TPU compiles"
@@ -87,6 +92,12 @@ check: lint test
 	@echo "Installing torch and transformers into .venv (once)"
 	@$(PIP) torch==2.13.0 || echo "torch 2.13.0 cannot be had here; taking another"
 	@$(PIP) -e '.[oracle]'
+	@touch $@
+
+# Not part of CI: 45 packages, half a gigabyte, about a minute. `lm_eval[hf]` is what the class compared with needs.
+.venv/.harness: .venv/.oracle
+	@echo "Installing lm-evaluation-harness into .venv (once, a minute)"
+	@$(PIP) -e '.[harness]' 'lm_eval[hf]'
 	@touch $@
 
 $(BIN)/python:

@@ -32,11 +32,18 @@ def run(argv: Sequence[str] | None) -> int:
         return 0
     if words[:1] in ([PRINT], [WRITE]):
         check_completion(words)
+    if words[:1] == ["lm-eval"]:  # its options are its own
+        from paradec.commands.harness import lm_eval
+
+        return lm_eval(words[1:])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter must not end a decode
             stream.reconfigure(errors="backslashreplace")
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    about = "Decode language models in parallel. --version prints which paradec this is."
+    about = (
+        "Decode language models in parallel. --version prints which paradec this is; lm-eval, with the options of "
+        "lm-evaluation-harness, is that program with --model paradec in it."
+    )
     return tyro.extras.subcommand_cli_from_dict(
         commands(), prog="paradec", description=about, args=argv, config=options
     )
