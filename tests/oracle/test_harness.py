@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from paradec import cli
 from paradec.errors import InputError, UnknownName
@@ -36,8 +38,15 @@ def requests(kind, *args):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A token a byte, and 96 tokens at most."""
-    return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", max_length=96))
+    """A token a byte, one before each text, and 96 tokens at most."""
+    where = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", max_length=96)
+    core = Tokenizer.from_file(str(where / "tokenizer.json"))
+    begin = "<|im_start|>"
+    core.post_processor = TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, core.token_to_id(begin))]
+    )
+    core.save(str(where / "tokenizer.json"))
+    return str(where)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +110,16 @@ def test_texts(ours, hf, ask):
     assert ours.generate_until(asked) == alone
 
 
+def test_a_special_token_stops_a_text(ours, monkeypatch):
+    """It is no part of the text, so the text cannot show it: here a letter in the middle of what is written."""
+    (free,) = ours.lm.generate([ours.tok_encode("Hello")], max_new_tokens=24)
+    letters = [i for i in free.token_ids[2:] if ours.tok_decode([i]).isascii()]
+    first = free.token_ids.index(letters[-1])
+    monkeypatch.setattr(ours.tokenizer, "special_ids", ours.tokenizer.special_ids | {letters[-1]})
+    ask = {"until": [ours.tok_decode(letters[-1:], skip_special_tokens=False)], "max_gen_toks": 24}
+    assert ours.generate_until(requests("generate_until", ("Hello", ask))) == [ours.tok_decode(free.token_ids[:first])]
+
+
 def test_conversations(ours, hf):
     talk = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "Hi"}]
     prefilled = [*talk, {"role": "assistant", "content": "Well, Be brief. "}]
@@ -124,7 +143,7 @@ def test_what_cannot_be_asked(ours):
     (text,) = lists.generate_until(requests("generate_until", ("sort - - D A C B F E", {"max_gen_toks": 6})))
     assert text.split() == [*"ABCDEF"]
     with pytest.raises(InputError, match="cannot tell log-likelihoods"):
-        lists.loglikelihood(requests("loglikelihood", ("a", "b")))
+        lists.loglikelihood(requests("loglikelihood", ("A", " B")))
     for ask, words in {("num_beams", 4): "no generation argument num_beams=4", ("max_gen_toks", 96): "no room"}.items():
         with pytest.raises(InputError, match=words):
             ours.generate_until(requests("generate_until", ("a", dict([ask]))))
