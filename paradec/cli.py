@@ -41,8 +41,8 @@ def run(argv: Sequence[str] | None) -> int:
             stream.reconfigure(errors="backslashreplace")
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     about = (
-        "Decode language models in parallel. --version prints which paradec this is; lm-eval, with the options of "
-        "lm-evaluation-harness, is that program with --model paradec in it."
+        "Decode language models in parallel. --version prints which paradec this is.\n\n"
+        "lm-eval, with its own options, is lm-evaluation-harness with --model paradec."
     )
     return tyro.extras.subcommand_cli_from_dict(
         commands(), prog="paradec", description=about, args=argv, config=options

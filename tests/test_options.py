@@ -17,7 +17,7 @@ from paradec import cli
 CONFIGURED = ("lm", "masked", "medusa", "learned_filter")
 MEASURING = {
     "canvas": "Run", "exactness": "Exactness", "heads": "Heads", "hidden_markov": "Run", "layout": "Layout",
-    "lists": "Run", "race": "Race", "rules": "Run",
+    "lists": "Run", "race": "Race", "rules": "Run", "batch": "Batch",
 }  # fmt: skip
 
 
