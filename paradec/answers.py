@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,14 +132,14 @@ def write(
     complain: Callable[[str], None] = lambda sentence: None,
     **request: Any,
 ) -> list[str]:
-    """Answer every line of a file, and write a line of JSON for each to `out`, in their order. Returns the errors.
+    """Answer every line of a file, and write a line of JSON for each to `out`, in their order.
 
     `prompts` is read by `prompts.read_lines`; a line's own sampling options count before those of `request`, and its
-    ids stand in its answer. A line that cannot be decoded has an "error". Batches are written when they are decoded.
-    `OUT.settings.json`, beside it, says what was asked. With `resume` a run that was killed goes on at its first
-    missing line, and the file becomes what it would have been. On a mesh of several processes all call this, and the
-    first writes. Raises `InputError` where `out` is there and is not to be resumed, holds something else, or is being
-    written by another process.
+    ids stand in its answer. A line that cannot be decoded has an "error"; the first process returns a sentence for
+    each. Batches are written when they are decoded. `OUT.settings.json`, beside it, says what was asked. With `resume`
+    a run that was killed goes on at its first missing line, and the file becomes what it would have been. On a mesh of
+    several processes all call this, and the first writes. Raises `InputError` where `out` is there and is not to be
+    resumed, holds something else, or is being written by another process; `ResourceError` where it cannot be written.
     """
     lines = read_lines(prompts, complain, limit)
     ask = Request.of(drawn(lines, request))
@@ -154,14 +153,15 @@ def write(
     }  # fmt: skip
     with run_lock.alone_at(out):
         done = _together(lambda: _begun(out, settings, len(lines), resume))
-        with _appended(out) as put:
-            for rows in track(batches(len(lines), ask.batch_size, done) if done < len(lines) else []):
-                found = answered(lm, decoder, ask, [lines[r] for r in rows], rows)
-                put([answer.record(timed=False) for answer in found[max(done - rows.start, 0) :]])
+        for rows in track(batches(len(lines), ask.batch_size, done) if done < len(lines) else []):
+            found = answered(lm, decoder, ask, [lines[r] for r in rows], rows)
+            _append(out, [answer.record(timed=False) for answer in found[max(done - rows.start, 0) :]])
         mesh.wait(f"answered {out.name}")
-    with out.open(encoding="utf-8") as file:
-        wrong = [(line, json.loads(text)["error"]) for line, text in zip(lines, file, strict=True) if '"error"' in text]
-    return [f"Line {line.number} of {prompts}: {error}" for line, error in wrong]
+        if jax.process_index() != 0:  # the file may be another machine's
+            return []
+        with out.open("rb") as file:
+            errors = [json.loads(text).get("error") for text in file]
+    return [f"Line {line.number} of {prompts}: {e}" for line, e in zip(lines, errors, strict=True) if e]
 
 
 def _together(begun: Callable[[], int]) -> int:
@@ -190,9 +190,13 @@ def _begun(out: Path, settings: Mapping[str, Any], count: int, resume: bool) -> 
         raise InputError(f"{out} is there already: --resume goes on with it, or choose another file.")
     if not beside.exists():
         raise InputError(f"{out} has no {beside.name} beside it, so what it answers is not known; choose another file.")
-    if changes := configs.differences(json.loads(beside.read_text(encoding="utf-8")), settings):
-        listed = "\n".join(f"  {change}" for change in changes[:NAMED])
-        raise InputError(f"{out} answers something else:\n{listed}\nAsk for the same again, or choose another file.")
+    try:
+        before = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{beside} cannot be read ({error}), so what {out} answers is not known.") from error
+    if changes := configs.differences(before, settings):
+        named = "\n".join(f"  {change}" for change in changes[:NAMED])
+        raise InputError(f"{out} answers something else:\n{named}\nAsk for the same again, or choose another file.")
     whole, size = 0, 0
     with out.open("r+b") as file:
         for line in file:
@@ -204,21 +208,14 @@ def _begun(out: Path, settings: Mapping[str, Any], count: int, resume: bool) -> 
     return whole
 
 
-@contextlib.contextmanager
-def _appended(out: Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """What appends records to a file and sees to it that they are on disk. Only the first process writes."""
+def _append(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Add records to a file and see to it that they are on disk. Only the first process writes."""
     if jax.process_index() != 0:
-        yield lambda records: None
         return
     try:
         with out.open("ab") as file:
-
-            def put(records: list[dict[str, Any]]) -> None:
-                text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-
-            yield put
+            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise whole_file.cannot_write(out, error) from error

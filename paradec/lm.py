@@ -120,7 +120,7 @@ class LanguageModel:
         pairs = [self._pair(p, c, reading) for p, c in zip(given, after, strict=True)]
         out: list[Score] = []
         for first in range(0, len(pairs), size):
-            out += self._scored(pairs[first : first + size], size, best)
+            out += self.scored(pairs[first : first + size], size, best)
         return out
 
     def _pair(self, prompt: Given, after: Given, reading: Mapping[str, Any]) -> tuple[list[int], int]:
@@ -139,8 +139,11 @@ class LanguageModel:
         self._check_ids(whole, "prompt with its continuation", getattr(self.model, "max_length", None))
         return whole, len(ids)
 
-    def _scored(self, pairs: Sequence[tuple[list[int], int]], size: int, best: int) -> list[Score]:
-        """A batch of pairs, filled with texts of one token."""
+    def scored(self, pairs: Sequence[tuple[list[int], int]], size: int, best: int = 1) -> list[Score]:
+        """What `score` returns of one batch of token ids, each with the number of them that are its prompt.
+
+        The batch is filled to `size` rows. Of a text the last token is predicted and not read.
+        """
         longest = max(len(ids) for ids, _ in pairs)
         token, length = np.zeros((size, loop.bucket(longest)), np.int32), np.ones(size, np.int32)
         for b, (ids, _) in enumerate(pairs):

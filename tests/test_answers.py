@@ -24,8 +24,8 @@ TURNS = ["Hello", "Go on", "And now?"]
 LINES = [
     {"id": "a", "prompt": "abc abc abc", "temperature": 0.9, "seed": 7},
     {"task_id": 3, "question": "x", "seed": 1},
-    {"question_id": 81, "turns": TURNS, "seed": 2},
-    {"prompt": "long " * 200, "seed": 3},
+    {"question_id": 81, "doc_id": "error", "turns": TURNS, "seed": 2},
+    {"prompt": "long " * 200, "seed": 3, "id": "error"},
     {"messages": [{"role": "user", "content": "Hello"}], "temperature": 1.2, "top_k": 5, "seed": 9, "id": None},
 ]
 ASK = {"max_new_tokens": 8, "batch_size": 2}
@@ -135,7 +135,11 @@ def test_what_is_not_this_run_is_left_alone(lm, prompts, tmp_path):
     out.write_bytes(kept * 2)
     with pytest.raises(InputError, match="has 4 lines for 2 prompts"):
         answers.write(lm, prompts, out, limit=2, resume=True, **ASK)
-    (tmp_path / "out.jsonl.settings.json").unlink()
+    beside = tmp_path / "out.jsonl.settings.json"
+    beside.write_text("{")
+    with pytest.raises(InputError, match="settings.json cannot be read"):
+        answers.write(lm, prompts, out, limit=2, resume=True, **ASK)
+    beside.unlink()
     with pytest.raises(InputError, match="what it answers is not known"):
         answers.write(lm, prompts, out, limit=2, resume=True, **ASK)
     with pytest.raises(InputError, match="is no regular file"):

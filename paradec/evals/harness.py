@@ -12,17 +12,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from paradec import catalog, loading
 from paradec.decode import loop
-from paradec.decode.score import score
 from paradec.errors import InputError, ResourceError, at_least
-from paradec.lm import CHUNK, LanguageModel, Request, precision, told
-from paradec.request import Generation, Score
-from paradec.types import Prompt
+from paradec.lm import LanguageModel, Request
+from paradec.request import Generation
 
 try:
     from lm_eval import utils as windows
@@ -198,7 +192,7 @@ class ParadecLM(TemplateLM):
         with tqdm(total=len(pairs), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
             size = min(self.batch_size, loop.bucket(len(pairs), smallest=1))
             for rows in _batches([ids for ids, _ in pairs], size):
-                for i, scored in zip(rows, self._scored([pairs[i] for i in rows], size), strict=True):
+                for i, scored in zip(rows, self.lm.scored([pairs[i] for i in rows], size), strict=True):
                     found[i] = scored.logprob, all(each.token_id == each.top[0][0] for each in scored.tokens)
                     if requests[i][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
@@ -213,21 +207,6 @@ class ParadecLM(TemplateLM):
             )
         ids = [*context, *after][-(self.max_length + 1) :]
         return ids, len(ids) - len(after)
-
-    def _scored(self, pairs: Sequence[tuple[list[int], int]], size: int) -> list[Score]:
-        """What the model makes of a batch, filled to `size` rows with texts of one token.
-
-        `LanguageModel.score` takes no more tokens than the model reads; here the last is predicted, and not read.
-        """
-        token = np.zeros((size, loop.bucket(max(len(ids) for ids, _ in pairs))), np.int32)
-        length = np.ones(size, np.int32)
-        for b, (ids, _) in enumerate(pairs):
-            token[b, : len(ids)], length[b] = ids, len(ids)
-        with precision(self.lm.params):
-            text = Prompt(token=jnp.asarray(token), length=jnp.asarray(length))
-            noted = score(self.lm.model, self.lm.params, text, best=1, chunk=min(CHUNK, token.shape[1]))
-        noted = jax.device_get(noted)
-        return [Score(told(noted, b, first, ids[first:])) for b, (ids, first) in enumerate(pairs)]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """What the method writes behind each context, up to the first stop string, end of text or `max_gen_toks`."""
