@@ -32,7 +32,9 @@ def place(tmp_path, monkeypatch):
     lines = [json.dumps({"turns": ["Name a colour.", "And two?"]}), json.dumps({"prompt": "Name three."})]
     for name in ("in.jsonl", "question.jsonl"):
         Path(name).write_text("\n".join(lines))
-    real, tiny = loading.load, str(write_tiny_model(tmp_path / "tiny"))
+    # `paradec.load` is looked up on first use and kept: asked after the patch below, it would keep the small model for
+    # every test that follows.
+    real, tiny = paradec.load, str(write_tiny_model(tmp_path / "tiny"))
     load = lambda name, **options: real(tiny, **options)
     monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(paradec, "load", load)
