@@ -13,7 +13,7 @@ from paradec.errors import InputError
 from paradec.io import gguf, hf
 from paradec.io.generation_config import read_defaults
 from paradec.io.names import check_dtype
-from paradec.io.resolve import Source, resolve
+from paradec.io.resolve import resolve
 from paradec.io.tokenizer import Tokenizer
 from paradec.lm import LanguageModel
 
@@ -41,12 +41,14 @@ def load(
     follow = partial(track, label=f"Loading {name}") if progress else iter
     if source.kind == "hf":
         model, weights = hf.load_hf(source.path, dtype, follow, mask_id=mask_id, block=block)
+        tokenizer, defaults = Tokenizer.from_folder(source.path), read_defaults(source.path)
     elif mask_id is None and block is None:
-        model, weights = gguf.load_gguf(source.path, dtype, follow)
+        file = gguf.open_gguf(source.path)  # once: its head holds the vocabulary
+        model, weights = gguf.load_gguf(file, dtype, follow)
+        tokenizer, defaults = Tokenizer.from_gguf(file.metadata), {}
     else:
         raise InputError(f"{name} is a GGUF file, and mask_id and block belong to diffusion models. Leave them out.")
-    defaults = read_defaults(source.path) if source.kind == "hf" else {}
-    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), _tokenizer(source), defaults)
+    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), tokenizer, defaults)
     if check:
         check_checkpoint(lm)
     return lm
@@ -70,10 +72,7 @@ def check_checkpoint(lm: LanguageModel) -> None:
 
 def load_tokenizer(name: str, *, progress: bool = True) -> Tokenizer:
     """The tokenizer alone of the language model of that name; see `load`."""
-    return _tokenizer(resolve(name, quiet=not progress))
-
-
-def _tokenizer(source: Source) -> Tokenizer:
+    source = resolve(name, quiet=not progress)
     if source.kind == "gguf":
         return Tokenizer.from_gguf(gguf.read_metadata(source.path))
     return Tokenizer.from_folder(source.path)

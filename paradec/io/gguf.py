@@ -19,7 +19,7 @@ from paradec.io.names import Entry, Tensor
 from paradec.models.transformer import Transformer, Weights
 from paradec.ops.rope import Rope
 
-__all__ = ["load_gguf", "read_metadata"]
+__all__ = ["load_gguf", "open_gguf", "read_metadata"]
 
 ARCHITECTURES = ("gemma3", "llama", "qwen2", "qwen3")
 ROPE_FREQS = "rope_freqs.weight"
@@ -58,16 +58,17 @@ INTERLEAVED = [  # llama files store the pairs next to each other: row (j, i) of
 
 
 def load_gguf(
-    path: str | os.PathLike[str], dtype: str = "float32", track: names.Track = iter
+    file: str | os.PathLike[str] | GGUFFile, dtype: str = "float32", track: names.Track = iter
 ) -> tuple[Transformer, Weights]:
-    """The model in a GGUF file, and its weights dequantized to `dtype` numpy arrays (`jax.device_put` moves them).
+    """The model in a GGUF file, given by its path or opened, and its weights dequantized to `dtype` numpy arrays
+    (`jax.device_put` moves them).
 
     Raises `UnknownName` for an architecture that paradec lacks, `InputError` for a dtype it lacks, and `WeightsError`
     for a file that is damaged, split, incomplete, holds a tensor without a place, or has a setting that the
     architecture cannot express.
     """
     names.check_dtype(dtype)
-    file = open_gguf(path)
+    file = file if isinstance(file, GGUFFile) else open_gguf(file)
     model = dataclasses.replace(read_model(file), dtype=dtype)
     tensors = {
         name: Tensor(info.shape, str(file.path), functools.partial(file.read, name))

@@ -129,6 +129,21 @@ class _Cursor:
         except UnicodeDecodeError:
             self.fail(f"{what} is not valid UTF-8")
 
+    def strings(self, count: int, what: str) -> list[str]:
+        """So many times `string`, in one loop: a vocabulary and its merges are hundreds of thousands."""
+        data, end, size, found = self.data, len(self.data), struct.Struct("<Q").unpack_from, []
+        for _ in range(count):
+            try:
+                begin = self.at + 8
+                stop = begin + size(data, self.at)[0]
+                found.append(data[begin:stop].decode())
+            except (struct.error, UnicodeDecodeError, OverflowError):
+                stop = end + 1
+            if stop > end:
+                return self.string(what)  # says what is wrong
+            self.at = stop
+        return found
+
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         if kind in SCALARS:
             return self.scalar(SCALARS[kind], what)
@@ -141,6 +156,8 @@ class _Cursor:
             code = "<" + SCALARS[item]
             return np.frombuffer(self.take(count * struct.calcsize(code), what), code).tolist()
         self.expect(count * (1 if item == 7 else 8), what)  # a string or an array is at least its own length
+        if item == STRING:
+            return self.strings(count, what)
         return [self.value(item, what, depth + 1) for _ in range(count)]
 
 

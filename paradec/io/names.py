@@ -16,8 +16,10 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +32,8 @@ from paradec.models.transformer import Transformer
 from paradec.types import Spec
 
 DTYPES = ("float32", "bfloat16", "float16")
+WORKERS = min(4, os.cpu_count() or 1)
+"""Tensors that are read, converted and copied at a time, which numpy does side by side; so many are in memory."""
 FREQUENCIES = 256  # of which a diffusion transformer's noise level is embedded
 
 
@@ -115,7 +119,8 @@ def repeats(model: Architecture) -> int:
 
 
 def load(model: Architecture, entries: Sequence[Entry], tensors: Mapping[str, Tensor], track: Track = iter) -> Any:
-    """The model's weights as numpy arrays of its dtype, each tensor read once and copied straight to its place.
+    """The model's weights as numpy arrays of its dtype, each tensor read once and copied straight to its place,
+    `WORKERS` of them at a time.
 
     All names and shapes are checked before anything is allocated or read. Raises `WeightsError` for a tensor that is
     missing, unexpected, of the wrong shape, or holds a number that is not finite in the model's dtype.
@@ -136,17 +141,29 @@ def load(model: Architecture, entries: Sequence[Entry], tensors: Mapping[str, Te
                 f"the configuration asks for {wanted}. The two do not belong together."
             )
     weights = jax.tree.map(lambda s: np.empty(s.shape, jax.numpy.dtype(s.dtype)), specs, is_leaf=_is_spec)
-    for name in track(list(places)):
-        whole, start = tensors[name].read(), 0
-        for place in places[name]:
-            stop = start + place.entry.shape(size)[0]
-            part = place.entry.read(whole[start:stop], size)
-            if not place.entry.leaf:
-                _check_zero(name, tensors[name].file, part)
-            else:
-                _copy(_part(weights, place), part, name, tensors[name].file)
-            start = stop
+    fill = lambda name: _fill(weights, tensors[name], name, places[name], size)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ahead = [pool.submit(fill, name) for name in places]
+        try:
+            for tensor in track(ahead):
+                tensor.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return weights
+
+
+def _fill(weights: Any, tensor: Tensor, name: str, places: list[_Place], size: Mapping[str, int]) -> None:
+    """Read one tensor and copy its rows to their places."""
+    whole, start = tensor.read(), 0
+    for place in places:
+        stop = start + place.entry.shape(size)[0]
+        part = place.entry.read(whole[start:stop], size)
+        if not place.entry.leaf:
+            _check_zero(name, tensor.file, part)
+        else:
+            _copy(_part(weights, place), part, name, tensor.file)
+        start = stop
 
 
 def store(model: Architecture, entries: Sequence[Entry], weights: Any) -> Iterator[tuple[str, np.ndarray]]:

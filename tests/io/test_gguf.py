@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,25 @@ def test_truncated(tmp_path: Path) -> None:
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
         with pytest.raises(WeightsError, match=r"cut\.gguf"):
             load_gguf(tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize(
+    ("size", "content", "words"),
+    [
+        (2, b"\xff\xfe", "at byte 73: the value of 'k' is not valid UTF-8"),
+        (9, b"ab", "at byte 71: the value of 'k' needs 9 bytes and 2 are left"),
+        (2**63 + 1, b"ab", f"at byte 71: the value of 'k' needs {2**63 + 1} bytes and 2 are left"),
+    ],
+)
+def test_a_damaged_string_of_many(size: int, content: bytes, words: str, tmp_path: Path) -> None:
+    """The strings of an array are read in one loop, and damage is told of the one that has it."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k"
+    text = lambda size, content: struct.pack("<Q", size) + content
+    (tmp_path / "m.gguf").write_bytes(
+        head + struct.pack("<IIQ", 9, 8, 2) + text(6, "größ".encode()) + text(size, content)
+    )
+    with pytest.raises(WeightsError, match=re.escape(words)):
+        read_metadata(tmp_path / "m.gguf")
 
 
 def test_counts_are_checked_against_the_file(tmp_path: Path) -> None:
