@@ -26,6 +26,7 @@ import tyro
 
 import paradec
 from paradec.comparison import device, versions
+from paradec.decoder import step_weights
 from paradec.guard import guarded
 from paradec.io import text_file
 from paradec.lm import LanguageModel, Request
@@ -116,7 +117,8 @@ def peer(lm: LanguageModel, race: Race) -> list[dict[str, Any]]:
 
 
 def overhead(lm: LanguageModel, race: Race) -> list[dict[str, Any]]:
-    """Time per call of the `ar` loop over that of a bare jitted `extend` of one token at the same cache length."""
+    """Time per call of the `ar` loop over that of a bare jitted `extend` of one token at the same cache length, on the
+    same weights."""
     rows, tokens = [], 64
     for batch in race.batches:
         ask = Request(max_new_tokens=tokens, batch_size=batch, ignore_eos=True)
@@ -131,13 +133,14 @@ def overhead(lm: LanguageModel, race: Race) -> list[dict[str, Any]]:
 
         state = lm.begin(decoder, prompt, ask, range(batch))
         cache = state.cache.replace(length=state.cache.length + tokens // 2)
+        weights = step_weights(decoder.method, decoder.params, decoder.layouts)["target"]
         one = jax.jit(lambda w, cache, t: _argmax(lm.model.extend(w, cache, Rows.chain(t))))
         token = jnp.ones((batch, 1), jnp.int32)
 
-        def bare(cache: Any = cache, one: Any = one, token: Any = token) -> float:
+        def bare(weights: Any = weights, cache: Any = cache, one: Any = one, token: Any = token) -> float:
             begin = time.perf_counter()
             for _ in range(tokens):
-                jax.block_until_ready(one(lm.params, cache, token))
+                jax.block_until_ready(one(weights, cache, token))
             return (time.perf_counter() - begin) / tokens
 
         rows.append({"batch": batch} | ratio(bare, loop, race.repeats))
