@@ -24,7 +24,7 @@ class Calls:
     items: int = 8
     """As for train/masked.py."""
     files: tuple[Path, ...] = ()
-    """JSONL files of prompts, for the task `files`."""
+    """JSONL files with a prompt, a question, messages or turns in each line, for the task `files`."""
     prompts: int = 4096
     """Prompts of the task; of each file, at most."""
     new_tokens: int = 32

@@ -22,7 +22,7 @@ class Text:
     instructions: int = 700
     """Built-in instructions."""
     prompts: tuple[Path, ...] = ()
-    """JSONL files with a prompt, a question or turns in each line."""
+    """JSONL files with a prompt, a question, messages or turns in each line."""
     prompts_each: int = 500
     """Lines read from each of them, at most."""
     imagined: int = 0

@@ -104,15 +104,22 @@ def converse(
 
 
 def unrolled(lm: LanguageModel, lines: Sequence[Line], request: Mapping[str, Any]) -> list[Given]:
-    """Every turn of the lines as a prompt of its own, behind what plain decoding answers to those before."""
-    if not any(line.then for line in lines):
+    """Every turn of the lines as a prompt of its own, behind what plain decoding answers to those before.
+
+    A conversation ends with the first turn that has become too long to be read. Lines of one turn are not decoded.
+    """
+    talks = [row for row, line in enumerate(lines) if line.then]
+    if not talks:
         return [line.prompt for line in lines]
     ask = Request.of({**request, "method": catalog.reference(lm.model)}).within(len(lines))
-    decoder, out = lm.decoder(ask), []
-    for rows in batches(len(lines), ask.batch_size):
-        for line, turns, _ in answered(lm, decoder, ask, [lines[r] for r in rows], rows):
-            out += [said(line, turns[:n]) for n in range(1 + min(len(line.then), len(turns)))]
-    return out
+    decoder, heard = lm.decoder(ask), {}
+    for some in batches(len(talks), ask.batch_size):
+        rows = [talks[i] for i in some]
+        asked = [dataclasses.replace(lines[row], then=lines[row].then[:-1]) for row in rows]  # the last is not heard
+        heard |= zip(rows, (answer.turns for answer in answered(lm, decoder, ask, asked, rows)), strict=True)
+    return [
+        said(line, heard.get(row, [])[:n]) for row, line in enumerate(lines) for n in range(1 + len(heard.get(row, [])))
+    ]
 
 
 def batches(count: int, size: int, first: int = 0) -> list[range]:

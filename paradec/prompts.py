@@ -59,6 +59,11 @@ def read_lines(path: str | Path, complain: Callable[[str], None], limit: int | N
     return lines
 
 
+def total_turns(lines: Sequence[Line]) -> int:
+    """How many answers they ask for: one, and one for each turn that follows."""
+    return sum(1 + len(line.then) for line in lines)
+
+
 def line_of(line: Any) -> Line:
     """What a parsed line asks for, still without its number. Raises ValueError with what is wrong."""
     if not isinstance(line, dict):

@@ -17,7 +17,7 @@ import paradec
 from paradec import answers
 from paradec.cli import main
 from paradec.errors import InputError, ResourceError
-from paradec.prompts import Line, drawn, read_lines
+from paradec.prompts import Line, drawn, read_lines, total_turns
 from tests.fixtures import write_tiny_model
 
 TURNS = ["Hello", "Go on", "And now?"]
@@ -98,6 +98,28 @@ def test_turns_are_compared_behind_what_plain_decoding_answers(lm):
     (answer,) = lm.generate("abc", max_new_tokens=6)
     assert (first, third) == ("abc", "x")
     assert [m["content"] for m in second] == ["abc", answer.text, "Hello"]
+
+
+def test_only_what_is_heard_is_decoded(lm, monkeypatch):
+    """Of the lines those with turns, and of these every answer but the last."""
+    asked, real = [], answers.answered
+    note = lambda lm, decoder, ask, lines, rows: asked.append((lines, rows)) or real(lm, decoder, ask, lines, rows)
+    monkeypatch.setattr(answers, "answered", note)
+    lines = [Line(1, "x"), Line(2, "abc", ("Hello", "Bye")), Line(3, "y"), Line(4, "a", ("b",)), Line(5, "c", ("d",))]
+    given = answers.unrolled(lm, lines, dict(max_new_tokens=3, batch_size=2))
+    assert len(given) == total_turns(lines) == 9 and [given[0], given[4]] == ["x", "y"]
+    assert [rows for _, rows in asked] == [[1, 3], [4]]
+    assert [[1 + len(line.then) for line in lines] for lines, _ in asked] == [[2, 1], [1]]
+    asked.clear()
+    assert answers.unrolled(lm, lines[::2][:2], {}) == ["x", "y"] and not asked
+
+
+def test_a_conversation_that_becomes_too_long_ends_there(lm):
+    lines = [Line(1, "a", ("long " * 200, "b")), Line(2, "x")]
+    first, second, third = answers.unrolled(lm, lines, dict(max_new_tokens=3))
+    assert (first, third) == ("a", "x")
+    with pytest.raises(InputError, match="The prompt has"):
+        lm.encode(second)
 
 
 def test_a_run_that_was_ended_anywhere_ends_as_if_it_had_not(lm, prompts, tmp_path):

@@ -22,6 +22,7 @@ from configs import medusa as medusa_configs
 from paradec import params
 from paradec.errors import InputError
 from paradec.io.medusa import load_medusa
+from paradec.learn import traces
 from paradec.learn.loop import Run
 from paradec.models import lora
 from tests.fixtures import TEMPLATE, write_tiny_model
@@ -234,11 +235,15 @@ def test_a_tokenizer_larger_than_the_model(tmp_path, tiny):
 
 @pytest.mark.slow
 def test_heads_from_a_command_to_a_comparison(tmp_path, tiny, capsys):
-    text = medusa_configs.Text(instructions=12, new_tokens=12, batch=4, length=96, held_out=4)
+    said = tmp_path / "said.jsonl"
+    said.write_text('{"turns": ["abc", "Hello"]}')
+    text = medusa_configs.Text(prompts=(said,), instructions=12, new_tokens=12, batch=4, length=96, held_out=4)
     heads = medusa_configs.Heads(count=2, short_list=64, nodes=7, ranks=4)
     config = small(medusa_configs.smollm2(), tmp_path / "out", model=tiny, text=text, heads=heads)
     config = dataclasses.replace(config, batch=8, plan=dataclasses.replace(config.plan, average=0.5))
     path = program("medusa").main(config)
+    *_, first, second = traces.read(tmp_path / "out" / "text")
+    assert len(second["prompt"]) > len(first["prompt"] + first["new"]), "asked behind the first answer"
     exported, saved = load_medusa(path).weights, newest(tmp_path / "out" / "checkpoints")
     for place, leaf in jax.tree.leaves_with_path(exported):
         name = params.name(place)

@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from paradec.guard import Asked, guarded
 
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.learned_filter import PRESETS, LearnedFilter
 from paradec import config as configs
 from paradec import load, mesh, params
+from paradec.answers import unrolled
 from paradec.compile_cache import cache_compilations
 from paradec.console import say
 from paradec.data import chain
@@ -41,7 +41,7 @@ from paradec.learn.objectives.learned_filter import PUBLISHED, FilterLoss, Verdi
 from paradec.learn.traces import parted
 from paradec.lm import LanguageModel
 from paradec.models.heads import ConfidenceFilter, FilterWeights
-from paradec.prompts import read_prompts
+from paradec.prompts import Line, read_lines, total_turns
 
 SEED = 3  # of the tasks' rows: 0 and 1 are those that train/masked.py reads, 2 those of infer/
 
@@ -50,10 +50,10 @@ def main(config: LearnedFilter) -> Path:
     """Run all stages and return the path of the filter."""
     with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
         chain.check_batch(config.batch)
-    prompts = asked(config)
-    parted(len(prompts), config.calls.held_out)  # before hours of recording
+    lines = asked(config)
+    parted(total_turns(lines), config.calls.held_out)  # before hours of recording
     lm = load(config.model, dtype=config.dtype)
-    train, held = recorded(lm, config, prompts).split(config.calls.held_out)
+    train, held = recorded(lm, config, lines).split(config.calls.held_out)
     filter = ConfidenceFilter(config.calls.block, config.filter.width)
     with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
         weights = mesh.fetched(fitted(config, filter, train, held))
@@ -61,9 +61,10 @@ def main(config: LearnedFilter) -> Path:
     return export(config, lm, TrainedFilter(filter, weights), said, len(train))
 
 
-def recorded(lm: LanguageModel, config: LearnedFilter, prompts: Sequence[Any]) -> watched.FilterRows:
+def recorded(lm: LanguageModel, config: LearnedFilter, lines: Sequence[Line]) -> watched.FilterRows:
     """The calls of all prompts along all rules."""
     calls, folders = config.calls, []
+    prompts = unrolled(lm, lines, {"max_new_tokens": calls.new_tokens, "batch_size": calls.batch})
     for along in calls.along:
         folder = config.run.out / "calls" / along
         told = lambda done, of, along=along: say(f"recording along {along}: {done} of {of} shards")
@@ -72,15 +73,15 @@ def recorded(lm: LanguageModel, config: LearnedFilter, prompts: Sequence[Any]) -
     return watched.FilterRows.read(folders)
 
 
-def asked(config: LearnedFilter) -> Sequence[Any]:
-    """The prompts: text, or a task's token ids."""
+def asked(config: LearnedFilter) -> list[Line]:
+    """What is asked: text, or a task's token ids."""
     calls = config.calls
     if calls.task in TASKS:
         source = TASKS[calls.task](calls.items, rows=calls.prompts, seed=SEED)
-        return [source[row]["token"][: source.prompt].tolist() for row in range(calls.prompts)]
+        return [Line(row, source[row]["token"][: source.prompt].tolist()) for row in range(calls.prompts)]
     if not calls.files:
         raise InputError("Name the prompts to decode: --calls.files FILE.jsonl.")
-    return [prompt for path in calls.files for prompt in read_prompts(path, say, calls.prompts)]
+    return [line for path in calls.files for line in read_lines(path, say, calls.prompts)]
 
 
 def fitted(

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ lies be
 from configs.medusa import PRESETS, Medusa
 from paradec import config as configs
 from paradec import load, mesh, params
+from paradec.answers import unrolled
 from paradec.compile_cache import cache_compilations
 from paradec.console import say
 from paradec.data import chain
@@ -46,7 +47,7 @@ from paradec.lm import LanguageModel
 from paradec.models import lora
 from paradec.models.heads import HeadWeights, MedusaHeads, ShortList
 from paradec.models.ranked_tree import best_first, expected
-from paradec.prompts import question, read_prompts
+from paradec.prompts import Line, question, read_lines, total_turns
 from paradec.request import Given
 
 SIZES = (3, 7, 15, 31, 63)
@@ -74,7 +75,7 @@ def main(config: Medusa) -> Path:
 def check(config: Medusa, lm: LanguageModel) -> None:
     """Raise `InputError` for what could only fail after hours of recording and training."""
     text, joint = config.text, config.joint
-    texts = len(written(config)) + text.imagined + text.retold
+    texts = total_turns(written(config)) + text.imagined + text.retold
     train, _ = traces.parted(texts, text.held_out)
     if config.plan.steps and len(train) < config.batch:
         raise InputError(f"{len(train)} texts are to be trained on, less than one batch of {config.batch}.")
@@ -86,10 +87,10 @@ def check(config: Medusa, lm: LanguageModel) -> None:
             chain.check_batch(joint.rows)
 
 
-def written(config: Medusa) -> list[Given]:
-    """The prompts that people wrote: the built-in ones and those of files."""
-    read = [read_prompts(path, say, config.text.prompts_each) for path in config.text.prompts]
-    return [*instructions(config.text.instructions), *itertools.chain(*read)]
+def written(config: Medusa) -> list[Line]:
+    """What people wrote: the built-in instructions and the lines of files."""
+    read = [read_lines(path, say, config.text.prompts_each) for path in config.text.prompts]
+    return [*(Line(0, prompt) for prompt in instructions(config.text.instructions)), *itertools.chain(*read)]
 
 
 def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
@@ -103,7 +104,8 @@ def recorded(lm: LanguageModel, config: Medusa) -> traces.HiddenRows:
 
 def asked(lm: LanguageModel, config: Medusa) -> Iterator[tuple[Path, Sequence[Given], int]]:
     """What the model is asked: a folder for its answers, the prompts, and how many tokens of each text are kept."""
-    text, kept, prompts = config.text, folders(config), written(config)
+    text, kept = config.text, folders(config)
+    prompts = unrolled(lm, written(config), {"max_new_tokens": text.new_tokens, "batch_size": text.batch})
     yield kept["text"], prompts, text.length
     if text.imagined:
         users = config.run.out / "users"
