@@ -144,6 +144,7 @@ def test_a_report_survives_json(on_cpu):
     assert Report.parse(fields) == on_cpu
 
 
+@pytest.mark.slow
 def test_a_canvas_keeps_its_cache_in_place():
     report = explain("threshold", "tiny", block=8, batch=4, slots=512, dtype="float32", mesh=(2, 2), tau=0.5)
     cache = 2 * 2 * 2 * 2 * 512 * 8 * 4  # keys and values, layers, rows and heads of one device

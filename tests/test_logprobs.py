@@ -40,8 +40,8 @@ def law(lm, ids):
 @pytest.mark.parametrize(
     ("method", "args"),
     [
-        ("prompt_lookup", {}),
         ("lookahead", {}),
+        pytest.param("prompt_lookup", {}, marks=pytest.mark.slow),
         pytest.param("ar", {}, marks=pytest.mark.slow),
         pytest.param("jacobi", {}, marks=pytest.mark.slow),
         pytest.param("draft_model", {"draft": "layers:1"}, marks=pytest.mark.slow),
@@ -77,7 +77,10 @@ def canvas_law(lm, ids, result, call):
 
 @pytest.mark.parametrize(
     ("method", "args", "sampling"),
-    [("quota", {"per_call": 3, "block": 6}, {}), ("quota+credit", {"per_call": 2}, {"temperature": 0.7})],
+    [
+        ("quota", {"per_call": 3, "block": 6}, {}),
+        pytest.param("quota+credit", {"per_call": 2}, {"temperature": 0.7}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_token_of_a_canvas_has_that_of_the_call_that_settled_it(lm, method, args, sampling):
     """Before temperature and rewrites; a method that looks at several states in one call tells the same."""
@@ -100,7 +103,7 @@ def test_every_token_of_a_canvas_has_that_of_the_call_that_settled_it(lm, method
     assert [r.token_ids for r in results] == [r.token_ids for r in filler.generate(PROMPTS[:2], **ask, **sampling)]
 
 
-@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("raw", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_score_is_the_law_of_the_continuation(lm, raw):
     """One result a pair, in batches of other lengths, in chunks, for text and for ids."""
     after = [" abc", " and all the others that there are, " * 12, "y", " one two"]

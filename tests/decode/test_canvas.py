@@ -33,7 +33,7 @@ def method(case, names="threshold", options=None, **rest):
     return compose(target, names, {"tau": 0.4} if options is None else options, **(how | rest)), params
 
 
-QUICK = ("whole", "dual", "block, shifted", "sub-block, shifted")
+QUICK = ("whole", "dual", "sub-block, shifted")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES])
@@ -198,7 +198,10 @@ def test_rows_stop_at_the_first_end_of_text_and_late_is_last():
                 assert at[b, s] == max(at[b, block : min(block + 8, int(late.length[b]))])
 
 
-@pytest.mark.parametrize("cache", ["block", "dual", "prefix"])
+SLOWER = [pytest.param(cache, marks=pytest.mark.slow) for cache in ("dual", "prefix")]
+
+
+@pytest.mark.parametrize("cache", ["block", *SLOWER])
 def test_shadow_rows_stay_inside_a_canvas_without_slack(cache):
     """Slots as many as the attention's blocks hold: what a call computes beside the canvas must not reach the cache."""
     target, params = denoiser(2, block=8) if cache == "block" else denoiser(1)  # where these caches are exact

@@ -157,7 +157,9 @@ class HeldBack(list):
 
 
 # The first batch of all is the one that is compiled by; then each evaluation has three.
-@pytest.mark.parametrize(("after", "at"), [(2, 6), (6, 12), (7, 12)])
+@pytest.mark.parametrize(
+    ("after", "at"), [pytest.param(2, 6, marks=pytest.mark.slow), (6, 12), pytest.param(7, 12, marks=pytest.mark.slow)]
+)
 def test_an_evaluation_is_given_up_when_the_run_must_go(tmp_path, straight, after, at):
     """Whoever goes on makes up for it."""
     batches = list(chain.HeldOut(Markov(16, 13, 24, seed=0), 8))
