@@ -19,7 +19,7 @@ import jax
 import tyro
 
 import paradec
-from paradec import answers, catalog, mesh, params
+from paradec import answers, composition, mesh, params
 from paradec.compile_cache import cache_compilations
 from paradec.console import note, say, track
 from paradec.guard import guarded
@@ -72,12 +72,13 @@ def main(run: Batch) -> int:
     mesh.start()
     cache_compilations()
     bad: list[str] = []
-    options = catalog.parse(run.method, run.method_args)
-    catalog.check_options(run.method, options)
+    options = composition.parse(run.method, run.method_args)
+    composition.check_options(run.method, options)
     lm = paradec.load(run.model, dtype=run.dtype)
     with mesh.use(mesh.make_mesh(run.data, run.model_axis), RULES[run.rules]) as place:
         mesh.held(run.batch_size)
-        lm.params = jax.device_put(lm.params, params.shardings(lm.model.specs(), place.mesh, place.rules))
+        weights = jax.device_put(lm.params, params.shardings(lm.model.specs(), place.mesh, place.rules))
+        lm = dataclasses.replace(lm, params=weights)
         asked = ("method", "batch_size", "max_new_tokens", "temperature", "seed", "raw", "logprobs")
         bad += answers.write(
             lm, run.prompts, run.out, resume=run.resume, limit=run.limit, method_args=options,

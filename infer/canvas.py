@@ -32,12 +32,12 @@ from rich.table import Table
 from paradec import params
 from paradec.comparison import device, versions
 from paradec.compile_cache import cache_compilations
+from paradec.composition import compose
 from paradec.console import OUT, write
 from paradec.data import text
 from paradec.decode import loop
 from paradec.decode.canvas import Canvas
 from paradec.decode.sampling import row_keys, sampling
-from paradec.decode.unmasking.compose import compose
 from paradec.errors import InputError
 from paradec.evals.drift import drift
 from paradec.guard import guarded

@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 import paradec
-from paradec import catalog
+from paradec import composition
 from paradec.comparison import device, divergence, versions
 from paradec.guard import guarded
 from paradec.io import text_file
@@ -80,7 +80,7 @@ def main(run: Exactness) -> int:
                     "first_divergence": divergence(lm, encoded, range(len(rows)), rows, truth),
                     "seconds": round(time.perf_counter() - begin, 1),
                 }
-                broken += catalog.promises(name, options, temperature) and not all(same)
+                broken += composition.promises(name, options, temperature) and not all(same)
                 report["cells"].append(cell)
                 print(json.dumps(cell), flush=True)
                 if run.out is not None:
@@ -91,7 +91,7 @@ def main(run: Exactness) -> int:
 def options_of(name: str, pairs: tuple[str, ...]) -> dict[str, Any]:
     """The options meant for one method."""
     mine = (pair.split(".", 1)[1] for pair in pairs if pair.startswith(f"{name}."))
-    return catalog.parse(name, mine)
+    return composition.parse(name, mine)
 
 
 if __name__ == "__main__":

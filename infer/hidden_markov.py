@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 
 from paradec.compile_cache import cache_compilations
+from paradec.composition import compose
 from paradec.console import OUT
-from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import bare, filled
 from paradec.guard import guarded
 from paradec.models.posterior import HiddenMarkov, random_chain

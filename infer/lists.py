@@ -18,9 +18,9 @@ from pathlib import Path
 import tyro
 
 from paradec.compile_cache import cache_compilations
+from paradec.composition import compose
 from paradec.console import OUT, write
 from paradec.data.lists import OPERATIONS, Lists
-from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import Trial, ask
 from paradec.evals.parallelbench import theory
 from paradec.evals.sweeps import named, settings

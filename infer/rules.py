@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import tyro
 
 from paradec.compile_cache import cache_compilations
+from paradec.composition import compose
 from paradec.console import ERR, OUT, write
 from paradec.data.tasks import TASKS
-from paradec.decode.unmasking.compose import compose
 from paradec.evals.answers import Answers, Questions, Trial, ask, matched
 from paradec.evals.sweeps import SWEEPS, named, settings
 from paradec.guard import guarded

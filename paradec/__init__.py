@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paradec.answers import converse
-    from paradec.catalog import METHODS, build
+    from paradec.catalog import SYSTEMS
     from paradec.comparison import Comparison, Interrupted, compare
+    from paradec.composition import build, compose
     from paradec.decode.loop import run, start, stream
     from paradec.decode.speculative import Speculative, speculative
     from paradec.errors import ParadecError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS",
+    "SYSTEMS",
     "Comparison",
     "DecodeState",
     "Generation",
@@ -41,6 +42,7 @@ __all__ = [
     "Tree",
     "build",
     "compare",
+    "compose",
     "converse",
     "load",
     "run",
@@ -50,7 +52,8 @@ __all__ = [
 ]
 _HOMES = {
     "answers": ("converse",),
-    "catalog": ("METHODS", "build"),
+    "catalog": ("SYSTEMS",),
+    "composition": ("build", "compose"),
     "comparison": ("Comparison", "Interrupted", "compare"),
     "decode.loop": ("run", "start", "stream"),
     "decode.speculative": ("Speculative", "speculative"),

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradec import catalog
+from paradec import composition, engines
+from paradec.decode.seams import Method
 from paradec.errors import MOST_REPEATS, InputError, UnknownName, at_least
 from paradec.lm import Decoder, Generation, LanguageModel, Request
 from paradec.request import Prompts, names, options_of, texts
-from paradec.types import Method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,7 +227,7 @@ def compare(
     track: Track = iter,
     **request: Any,
 ) -> Comparison:
-    """Decode `prompts` with every method, plain decoding always among them (`catalog.reference`), and compare.
+    """Decode `prompts` with every method, plain decoding always among them (`Engine.plain`), and compare.
 
     Each batch is first decoded once by every method (compilation and warm-up, also the texts compared), then `repeats`
     rounds are timed, methods in turn within a batch, so that a machine's drift meets all of them alike; 0 repeats give
@@ -236,8 +236,12 @@ def compare(
     early, the comparison is partial; and a KeyboardInterrupt comes out as `Interrupted`, which has what was measured,
     once every method has decoded the first batch. Raises `UnknownName` for options of a method that is not compared.
     """
-    plain, given, repeats = catalog.reference(lm.model), texts(prompts), at_least("repeats", repeats, 0, MOST_REPEATS)
-    wanted = {catalog.title(method): method for method in [plain, *names(methods)]}
+    plain, given, repeats = (
+        engines.of_model(lm.model).plain,
+        texts(prompts),
+        at_least("repeats", repeats, 0, MOST_REPEATS),
+    )
+    wanted = {composition.title(method): method for method in [plain, *names(methods)]}
     args = {name: options_of(own, f"method_args[{name!r}]") for name, own in options_of(method_args).items()}
     for name in args:
         if name not in wanted:
@@ -246,7 +250,7 @@ def compare(
     runners = {}
     for name, method in wanted.items():
         ask = dataclasses.replace(base, method=method)
-        exact = catalog.promises(method, args.get(name, {}), max(base.every("temperature")))
+        exact = composition.promises(method, args.get(name, {}), max(base.every("temperature")))
         runners[name] = Runner(ask, lm.decoder(ask, args.get(name)), exact)
     run = Run(lm, base, given, [lm.encode(p, **base.reading) for p in given], runners, plain, repeats)
     try:
@@ -306,7 +310,7 @@ def divergence(
 
 def top2_gap(lm: LanguageModel, text: list[int]) -> float | None:
     """How far apart the target's two best logits are behind a text. None for a canvas, which is seen from both ends."""
-    if catalog.denoises(lm.model):
+    if not engines.of_model(lm.model).scores:
         return None
     row = jnp.asarray([text], jnp.int32)
     best = jax.jit(lambda weights, row: jnp.sort(lm.model.forward(weights, row).logits[0, -1])[-2:])(lm.params, row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from paradec import mesh
+from paradec import engines, mesh
 from paradec.decode import loop
+from paradec.decode.seams import Method
 from paradec.errors import InputError
-from paradec.types import DecodeState, Method, Prompt
+from paradec.types import DecodeState, Prompt
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,7 +47,16 @@ class Decoder:
     def __post_init__(self) -> None:
         leaves, tree = jax.tree.flatten((self.method, self.params))
         self._kind = tree, tuple((jax.typeof(x), getattr(x, "sharding", None)) for x in leaves)
-        self.eos = frozenset(np.asarray(getattr(self.method, "eos", ())).tolist())
+
+    @functools.cached_property
+    def engine(self) -> engines.Engine:
+        """What sizes and counts its decodes."""
+        return engines.ENGINES[self.method.kind]
+
+    @functools.cached_property
+    def eos(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        return frozenset(np.asarray(self.method.eos).tolist())
 
     def start(
         self,
@@ -103,10 +114,10 @@ def step_weights(method: Method, params: PyTree, kept: dict[str, tuple[PyTree, P
     wide and whose writes do not wait for the logits, run on the stack. What is laid out are views of the same memory
     where its alignment allows, kept in `kept` until other weights take their name.
     """
-    models = getattr(method, "models", {})
+    models = method.models
     if mesh.current() is not None or not models or (cpu := _one_cpu(params)) is None:
         return params
-    for name in [name for name in params if hasattr(models.get(name), "laid_out")]:
+    for name in [name for name in params if name in models and models[name].lays_out]:
         if name not in kept or kept[name][0] is not params[name]:
             views = models[name].laid_out(jax.tree.map(np.asarray, params[name]))
             kept[name] = params[name], jax.device_put(views, cpu, may_alias=True)

@@ -43,7 +43,7 @@ def demo(
 ) -> int:
     """Draw a model's text as each method decodes it, then time them in turn."""
     from paradec.comparison import compare
-    from paradec.parts import shipped
+    from paradec.components import shipped
 
     o.Sample(max_new_tokens=max_new_tokens).request()
     prompt = o.check_prompt(prompt)

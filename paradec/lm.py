@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from paradec import catalog, parts
+from paradec import catalog, components, composition, engines
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.score import score
-from paradec.decode.unmasking.compose import ENGINE, compose
+from paradec.decode.seams import Method
 from paradec.decoder import Decoder, Program, precision
 from paradec.errors import InputError, at_least
 from paradec.io.detokenize import Transcript
@@ -43,11 +43,13 @@ CHUNK = 256  # prompt tokens read per call, at most
 CHECK_STOP = 8  # turns between two looks for stop strings
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A model, its weights and its tokenizer. Compiled programs and opened parts are kept; any field may be replaced.
+    """A model, its weights and its tokenizer: what it is never changes, and `dataclasses.replace` makes another one.
 
-    `defaults` are the fields of a `Request` that the model's own files ask for; a caller who wants them passes them on.
+    What was compiled, opened or laid out is kept in `decoders`, `components` and `layouts`, each under all that it
+    depends on, so that a replaced one may share them. `defaults` are the fields of a `Request` that the model's own
+    files ask for; a caller who wants them passes them on.
     """
 
     name: str
@@ -56,7 +58,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     decoders: dict[Any, Program] = dataclasses.field(default_factory=dict)
-    parts: dict[Any, parts.Kept] = dataclasses.field(default_factory=dict)
+    components: dict[Any, components.Kept] = dataclasses.field(default_factory=dict)
     layouts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -109,7 +111,7 @@ class LanguageModel:
         and what begins in the prompt belongs to it. Every token's place tells its `top` likeliest, at least one.
         Raises `InputError` for a model that does not continue texts, and where a text is empty or too long.
         """
-        if catalog.denoises(self.model):
+        if not any(engines.ENGINES[kind].scores for kind in self.model.kinds):
             raise InputError(f"{self.name} fills a canvas and has no law of the next token: it cannot score a text.")
         given, after = texts(prompts), texts(continuations)
         if len(given) != len(after):
@@ -136,7 +138,7 @@ class LanguageModel:
             whole = ids + (self.tokenizer.encode(after, special=False) if isinstance(after, str) else [*after])
         if len(whole) <= len(ids):
             raise InputError("The continuation has no tokens; give at least one.")
-        self._check_ids(whole, "prompt with its continuation", getattr(self.model, "max_length", None))
+        self._check_ids(whole, "prompt with its continuation", self.model.max_length)
         return whole, len(ids)
 
     def scored(self, pairs: Sequence[tuple[list[int], int]], size: int, best: int = 1) -> list[Score]:
@@ -183,7 +185,7 @@ class LanguageModel:
         """
         written = self._written(one_text(prompt), raw, system, template_args or {})
         ids = written if isinstance(written, list) else self.tokenizer.encode(written, special=raw)
-        longest = getattr(self.model, "max_length", None)
+        longest = self.model.max_length
         self._check_ids(ids, "prompt", None if longest is None else longest - 1)
         if self.end(len(ids), 1) <= len(ids):
             raise InputError(
@@ -238,76 +240,63 @@ class LanguageModel:
         options = options_of(method_args)
         if not isinstance(ask.method, str):
             method, needs = self._built(ask, options)
-        elif catalog.unmasks(ask.method) or catalog.denoises(self.model):
-            method, needs = self._unmasking(ask, options), {}
         else:
-            kind = catalog.find(ask.method).part
-            part = self.part(kind, options.pop(kind, None)) if kind else None
-            structure = {} if part is None else {kind: part.structure}
-            needs = {} if part is None else {kind: part.params}
-            eos = () if ask.ignore_eos else self.tokenizer.eos_ids
-            method = catalog.build(ask.method, self.model, eos, **structure, **options)
+            method, needs = self._composed(ask, options)
         weights = {"target": self.params} | needs
-        return Decoder(catalog.title(ask.method), method, weights, self.decoders, layouts=self.layouts)
+        return Decoder(composition.title(ask.method), method, weights, self.decoders, layouts=self.layouts)
 
-    def _unmasking(self, ask: Request, options: dict[str, Any]) -> Any:
-        if not catalog.denoises(self.model):
-            raise InputError(f"{ask.method} fills a canvas and {self.name} continues a text; take ar or lookahead.")
-        if not catalog.unmasks(ask.method):
-            raise InputError(f"{self.name} is a diffusion model: choose an unmasking rule, such as quota or threshold.")
-        self._check_canvas(ask)
-        given = parts.opened(self, options)
-        engine = {name: given[name] for name in ENGINE if name in given}
-        rules = {name: value for name, value in given.items() if name not in ENGINE}
+    def _composed(self, ask: Request, options: dict[str, Any]) -> tuple[Method, dict[str, PyTree]]:
+        """The method of that name with these options, and the weights that it needs besides the model's."""
+        engine = composition.engine_of(ask.method, engines.of_model(self.model))
+        if engine.kind not in self.model.kinds:
+            raise InputError(engine.refusal(ask.method, self.name))
+        engine.check_sampling(ask.every("repetition"))
+        found = {}
+        for row in composition.systems_of(ask.method).values():
+            for name in row.components:
+                given = [options.pop(key) for key in (name, f"{row.name}.{name}") if key in options]
+                component = components.opened(self, name, next(iter(given), None))
+                found |= {} if component is None else {name: component}
         eos = () if ask.ignore_eos else self.tokenizer.eos_ids
-        return compose(self.model, ask.method, rules, eos=eos, words=self.tokenizer.vocab_size, **engine)
+        rest: dict[str, Any] = {"words": self.tokenizer.vocab_size, "components": found}
+        method = composition.compose(self.model, ask.method, options, eos=eos, **rest)
+        return method, {} if engine.binds else {name: component.params for name, component in found.items()}
 
-    def _built(self, ask: Request, options: dict[str, Any]) -> tuple[Any, dict[str, PyTree]]:
+    def _built(self, ask: Request, options: dict[str, Any]) -> tuple[Method, dict[str, PyTree]]:
         """A method that was built by hand, and the weights that it needs besides the model's."""
-        method, name = ask.method, catalog.title(ask.method)
+        method, name = cast(Method, ask.method), composition.title(ask.method)
         if method.target != self.model:
             raise InputError(f"This {name} was built for another model than {self.name}; build it for lm.model.")
         if ask.ignore_eos:
             raise InputError(
                 f"This {name} was built with its own end-of-text ids; build it without eos to ignore them."
             )
-        if catalog.denoises(self.model):
-            self._check_canvas(ask)
-        row = catalog.row_of(method)
+        engines.ENGINES[method.kind].check_sampling(ask.every("repetition"))
         needs: dict[str, PyTree] = {}
-        if row and (kind := row.part):
-            part = self.part(kind, options.pop(kind, None))
-            if part is None:
+        row = catalog.of_object(method.drafter) if method.kind == "prefix" else None
+        for kind in row.components if row else ():
+            component = components.opened(self, kind, options.pop(kind, None))
+            if component is None:
                 raise InputError(f"{name} needs {kind} weights: pass method_args={{{kind!r}: …}}.")
-            needs[kind] = part.params
+            needs[kind] = component.params
         if options:
             raise InputError(f"This {name} is built already; {', '.join(options)} cannot be set any more.")
         return method, needs
-
-    def _check_canvas(self, ask: Request) -> None:
-        if set(ask.every("repetition")) != {1}:
-            raise InputError("A canvas has no order of its own, so there is no repetition penalty; leave it at 1.")
-
-    def part(self, kind: str, given: Any) -> parts.Part | None:
-        """What the method needs besides this model (see `parts.find`); parts that have a name are kept."""
-        return parts.kept(self.parts, self, kind, given, lambda: parts.find(self, kind, given))
 
     def begin(self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int]) -> DecodeState:
         """The state of a batch after its prompts; short batches are filled with rows that are already done.
 
         `rows` numbers each prompt in its data set: with the seed, that is all its noise depends on.
         """
-        B = ask.batch_size
+        B, engine = ask.batch_size, decoder.engine
         longest = max(len(ids) for ids in batch)
         token = np.zeros((B, loop.bucket(longest)), np.int32)
         length, limit = np.ones(B, np.int32), np.ones(B, np.int32)
         for b, ids in enumerate(batch):
             token[b, : len(ids)], length[b] = ids, len(ids)
-            limit[b] = self.end(len(ids), ask.max_new_tokens)
-        slots = loop.bucket(max(int(limit.max()), token.shape[1]))
-        if catalog.denoises(self.model):  # a call may read every slot, so there are hardly more than are needed
-            slots = -(-max(int(limit.max()), longest) // 16) * 16
-            token = token[:, :slots]
+            limit[b] = engine.end(self.model, len(ids), ask.max_new_tokens)
+        slots = engine.slots_for(int(limit.max()), longest)
+        token = token[:, :slots]
         chunk = min(CHUNK, loop.bucket(max(longest - 1, 1)))
         drawn = ask.drawn(rows, B)
         seed = drawn.pop("seed")
@@ -316,13 +305,8 @@ class LanguageModel:
         return decoder.start(prompt, limit, keys, sampling(B, **drawn), slots, chunk, ask.logprobs)
 
     def end(self, prompt: int, new_tokens: int) -> int:
-        """Where a row stops. Block-causal diffusion fills whole blocks; what is too much is cut from the text."""
-        longest = getattr(self.model, "max_length", 2**30)
-        if block := getattr(self.model, "block", 0):
-            first = prompt if self.model.grid == "prompt" else 0
-            whole = -(-(prompt + new_tokens - first) // block) * block + first
-            return min(whole, (longest - first) // block * block + first)
-        return min(prompt + new_tokens, longest)
+        """Where a text stops that is asked for so many tokens after a prompt of so many (`engines.Engine.end`)."""
+        return engines.of_model(self.model).end(self.model, prompt, new_tokens)
 
     def decode(
         self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int], shown: Sequence[str] = ()
@@ -386,7 +370,7 @@ class LanguageModel:
         ids = ids[: transcript.stopped]
         settled = now.committed_at[b, prompt : prompt + len(ids)].tolist()
         pieces = transcript.pieces(ended=bool(now.done[b]))
-        calls = int(now.calls[b]) if catalog.denoises(self.model) else max(settled, default=0)
+        calls = decoder.engine.calls(int(now.calls[b]), settled)
         ended = ids and ids[-1] in decoder.eos
         return Generation(
             prompt=shown,

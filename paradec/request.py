@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 
 from paradec.decode.loop import bucket
+from paradec.decode.seams import Method
 from paradec.errors import InputError, UnknownName, check_fields, check_kinds
-from paradec.types import Method
 from paradec.viz.trace import Trace
 
 # A string, token ids (a list, an array of numpy or jax, …), or messages: [{"role": "user", "content": "Hi"}, …].

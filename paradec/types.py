@@ -17,7 +17,7 @@ run time is a mask or a length, so shapes never depend on data.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -223,27 +223,35 @@ class Prompt:
     length: Int32[Array, "B"]
 
 
-@runtime_checkable
-class Model(Protocol):
-    """An architecture: a frozen dataclass, registered static, whose methods are functions of a parameter tree."""
+class Model:
+    """An architecture that continues a text: a frozen dataclass, registered static and compared by value, whose methods
+    are functions of a parameter tree. Its attributes are facts with the value that holds where a model says nothing."""
 
     vocab_size: int
+    kinds: tuple[str, ...] = ("prefix",)
+    """The engines that can decode it, the usual one first: "prefix", "canvas"."""
+    max_length: int | None = None
+    """Tokens of a text at most; None: no limit of its own."""
+    dtype: str = "float32"
+    """In which it computes."""
+    lays_out: bool = False
+    """Whether it has `laid_out(weights)`, which gives the weights as the steps of a decode on one CPU want them."""
 
     def specs(self) -> PyTree:
         """The parameter tree, with a `Spec` at every leaf."""
-        ...
+        raise NotImplementedError
 
     def forward(self, params: PyTree, token: Int[Array, "B T"], **facts: Any) -> Output:
         """The training pass over whole sequences, and the truth every law compares with."""
-        ...
+        raise NotImplementedError
 
     def init_cache(self, batch: int, slots: int) -> PyTree:
         """An empty cache (with `.length`, zeros "B") with room for at least `slots` tokens a row."""
-        ...
+        raise NotImplementedError
 
     def init_delta(self, batch: int, rows: int) -> PyTree:
         """An empty delta of `rows` rows, to be filled by several `extend` calls."""
-        ...
+        raise NotImplementedError
 
     def extend(
         self,
@@ -255,91 +263,52 @@ class Model(Protocol):
         live: Bool[Array, "B"] | None = None,
     ) -> tuple[Output, PyTree]:
         """Read the cache, compute `rows`, and return the delta that `commit` may write. Rows not `live` are junk."""
-        ...
+        raise NotImplementedError
 
     def commit(self, cache: PyTree, delta: PyTree, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> PyTree:
         """Append delta rows `path[:count]` (None: 0, 1, 2, …) to the cache. A count of 0 changes nothing.
 
         What counts has room in the cache. The rest of the path may be longer than what is left.
         """
-        ...
+        raise NotImplementedError
 
 
-class Denoiser(Protocol):
-    """A model that predicts every position of a canvas at once, from what is settled on both sides of it.
+class Denoiser:
+    """A model that predicts every position of a canvas at once, from what is committed on both sides of it. Static as a
+    `Model` is.
 
-    With `shift` the row at position p predicts position p + 1. Tokens at open positions are `mask_id`; None: whatever
+    With `shift` the row at position p predicts position p + 1. Tokens at masked positions are `mask_id`; None: whatever
     stands there (noise).
     """
 
     vocab_size: int
     mask_id: int | None
-    block: int  # a position sees its own block of so many and those before; 0: the whole canvas
-    grid: str  # where blocks are counted from: "text" (position 0) or "prompt" (its end)
-    shift: bool
+    kinds: tuple[str, ...] = ("canvas",)
+    """The engines that can decode it, as of a `Model`."""
+    max_length: int | None = None
+    """Positions of a canvas at most; None: no limit of its own."""
+    dtype: str = "float32"
+    """In which it computes."""
+    block: int = 0
+    """A position sees its own block of so many and those before; 0: the whole canvas."""
+    grid: str = "prompt"
+    """Where blocks are counted from: "text" (position 0) or "prompt" (its end)."""
+    shift: bool = False
+    shadow_rows: bool = False
+    """Whether `extend` computes rows of `Place.shadow`."""
 
     def init_cache(self, batch: int, slots: int) -> PyTree:
         """An empty cache with `.length`; `slots` 0: none is kept."""
-        ...
+        raise NotImplementedError
 
     def extend(
         self, params: PyTree, cache: PyTree, rows: Rows, *, live: Bool[Array, "B"] | None = None
     ) -> tuple[Output, PyTree]:
         """The output of `rows.read`, and the delta of all rows. `live`: rows that read the cache at all."""
-        ...
+        raise NotImplementedError
 
     def store(
         self, cache: PyTree, delta: PyTree, start: Int[Array, "B"], count: Int[Array, "B"], length: Int[Array, "B"]
     ) -> PyTree:
         """The cache with delta rows `:count` at slots `start` on, of which the first `length` are in use then."""
-        ...
-
-
-class Drafter(Protocol):
-    """Where drafts come from. A pytree; `params` is the whole dict, of which the drafter reads its own entry.
-
-    Heads that borrow the target's vocabulary head also need `target.unembed(params) -> "V D"`, which a table has not.
-    """
-
-    depth: int  # longest accepted path below the root
-    span: int  # deepest node, auxiliary ones included: how far noise is needed
-    nodes: int  # N
-    taps: tuple[int, ...]
-
-    def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
-        """The carry of an empty batch. `slots` is the canvas length S."""
-        ...
-
-    def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
-        """A tree under each row's last token, and scratch that only this step's `observe` will see."""
-        ...
-
-    def observe(
-        self,
-        params: PyTree,
-        state: DecodeState,  # before the commit
-        tree: Tree | None,  # None: a chunk of the prompt, whose "verdict" is the prompt's own next tokens
-        scored: Scored,
-        verdict: Verdict,
-        scratch: PyTree,
-    ) -> PyTree:
-        """The next carry. Rows with `verdict.count == 0` must stay as they are."""
-        ...
-
-
-class Accept(Protocol):
-    """Which drafted nodes are kept. A pytree; its thresholds are leaves."""
-
-    needs_logits: bool
-
-    def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
-        """The longest accepted path from the root, before end-of-text and limits are applied."""
-        ...
-
-
-class Method(Protocol):
-    """A way to decode: how a state starts, and one step of it. `decode.run` and `decode.stream` drive both."""
-
-    def init(self, params: PyTree, prompt: Prompt, limit: Int[Array, "B"], **rest: Any) -> DecodeState: ...
-
-    def step(self, params: PyTree, state: DecodeState) -> DecodeState: ...
+        raise NotImplementedError

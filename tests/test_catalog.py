@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paradec import catalog
+from paradec import catalog, composition
 from paradec.errors import InputError, UnknownName
 from paradec.models.transformer import Transformer
 
@@ -17,32 +17,35 @@ TINY = Transformer(
 
 def test_public_fields_are_the_contract():
     wanted = {"name", "title", "arxiv", "family", "exact_greedy", "exact_sampled", "trained", "status"}
-    assert all(set(row.public()) == wanted for row in catalog.ROWS)
-    assert catalog.ROWS[0].name == "ar"
+    for row in catalog.SYSTEMS.values():
+        assert set(row.public()) == wanted | ({"slot"} if row.slot != "draft" else set())
+    assert next(iter(catalog.SYSTEMS)) == "ar"
 
 
 def test_readme_holds_the_table():
     readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    for table in (catalog.table(), catalog.rules()):
-        assert table in readme, "Run `paradec methods --markdown` and put its tables into the README."
+    assert catalog.table() in readme, "Run `paradec methods --markdown` and put its table into the README."
 
 
 def test_rules_are_parsed_by_their_parts():
-    options = catalog.parse("credit+threshold", ["tau=0.7", "credit.alpha=0.5", "block=16", "wait=false"])
+    options = composition.parse("credit+threshold", ["tau=0.7", "credit.alpha=0.5", "block=16", "wait=false"])
     assert options == {"tau": 0.7, "credit.alpha": 0.5, "block": 16, "wait": False}
-    assert catalog.parse("ada_block", ["delimiter=198,271"]) == {"delimiter": (198, 271)}
+    assert composition.parse("ada_block", ["delimiter=198,271"]) == {"delimiter": (198, 271)}
     for bad, sentence in (("tau", "has no '='"), ("tau=high", "cannot be 'high'"), ("wait=maybe", "cannot be 'maybe'")):
         with pytest.raises(InputError, match=sentence):
-            catalog.parse("threshold", [bad])
+            composition.parse("threshold", [bad])
     with pytest.raises(UnknownName, match="Did you mean 'tau'"):
-        catalog.parse("threshold", ["taw=1"])
+        composition.parse("threshold", ["taw=1"])
     with pytest.raises(UnknownName, match="Did you mean 'local_leap'"):
-        catalog.parse("threshold+local_lep", [])
+        composition.parse("threshold+local_lep", [])
 
 
-@pytest.mark.parametrize("name", [row.name for row in catalog.ROWS if not row.part])
+ALONE = [row.name for row in catalog.SYSTEMS.values() if row.slot == "draft" and not row.components]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_method_builds(name):
-    method = catalog.build(name, TINY, eos=[1, 2])
+    method = composition.build(name, TINY, eos=[1, 2])
     assert method.eos.tolist() == [1, 2]
     assert method.drafter.nodes >= method.drafter.depth + 1
 
@@ -54,17 +57,17 @@ def test_unknown_method_names_the_nearest():
 
 def test_unknown_option_names_the_nearest():
     with pytest.raises(UnknownName, match="Did you mean 'num_draft'"):
-        catalog.parse("prompt_lookup", ["numdraft=3"])
+        composition.parse("prompt_lookup", ["numdraft=3"])
     with pytest.raises(UnknownName, match="option of ar"):
-        catalog.build("ar", TINY, eos=(), windw=3)
+        composition.build("ar", TINY, eos=(), windw=3)
 
 
 def test_options_are_typed():
-    options = catalog.parse("prompt_lookup", ["num_draft=3", "latest=false", "accept=rejection"])
+    options = composition.parse("prompt_lookup", ["num_draft=3", "latest=false", "accept=rejection"])
     assert options == {"num_draft": 3, "latest": False, "accept": "rejection"}
     for bad in ("num_draft=three", "latest=maybe", "num_draft"):
         with pytest.raises(InputError):
-            catalog.parse("prompt_lookup", [bad])
+            composition.parse("prompt_lookup", [bad])
 
 
 @pytest.mark.parametrize(
@@ -82,15 +85,15 @@ def test_options_are_typed():
 )
 def test_impossible_options(name, options, hint):
     with pytest.raises((InputError, UnknownName), match=hint):
-        catalog.build(name, TINY, eos=(), **options)
+        composition.build(name, TINY, eos=(), **options)
 
 
 def test_a_draft_models_table_may_be_padded_otherwise():
     """Whether two models share a tokenizer is no matter of sizes; `lm` compares the tokenizers."""
     other = Transformer(vocab_size=9, width=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8)
-    assert catalog.build("draft_model", TINY, eos=(), draft=other).drafter.vocab_size == TINY.vocab_size
+    assert composition.build("draft_model", TINY, eos=(), draft=other).drafter.vocab_size == TINY.vocab_size
     with pytest.raises(InputError, match="needs a second model"):
-        catalog.build("draft_model", TINY, eos=())
+        composition.build("draft_model", TINY, eos=())
 
 
 @pytest.mark.parametrize(
@@ -103,11 +106,11 @@ def test_a_draft_models_table_may_be_padded_otherwise():
 )  # fmt: skip
 def test_options_are_checked_by_kind_and_size(name, options, hint):
     with pytest.raises((InputError, UnknownName), match=hint):
-        catalog.build(name, TINY, eos=(), **options)
+        composition.build(name, TINY, eos=(), **options)
 
 
 def test_promises_depend_on_rule_and_temperature():
-    assert catalog.promises("jacobi", {}, 0.0) and catalog.promises("jacobi", {}, 0.8)
-    assert catalog.promises("prompt_lookup", {"accept": "typical"}, 0.0)
-    assert not catalog.promises("prompt_lookup", {"accept": "typical"}, 0.8)
-    assert not catalog.promises("prompt_lookup", {"accept": "rejection"}, 0.8)
+    assert composition.promises("jacobi", {}, 0.0) and composition.promises("jacobi", {}, 0.8)
+    assert composition.promises("prompt_lookup", {"accept": "typical"}, 0.0)
+    assert not composition.promises("prompt_lookup", {"accept": "typical"}, 0.8)
+    assert not composition.promises("prompt_lookup", {"accept": "rejection"}, 0.8)

@@ -353,9 +353,9 @@ def test_unknown_model(capsys):
 
 
 def test_exactness_is_checked(model, capsys, tmp_path, monkeypatch):
-    from paradec import catalog
+    from paradec import composition
 
-    monkeypatch.setattr(catalog, "promises", lambda *_: True)
+    monkeypatch.setattr(composition, "promises", lambda *_: True)
     status, _, err = run(
         capsys, "compare", "--model", model, "--methods", "jacobi", "--prompt", "abc abc", "--temperature", "2",
         "--max-new-tokens", 24, "--repeats", 1, "--method-arg", "accept=typical",

@@ -28,7 +28,8 @@ class Scripted(LanguageModel):
     as many of the others. A batch takes the method's `SECONDS`. `other` changes a token of a row: (method, row)."""
 
     def __init__(self, other: tuple[str, int] | None = None) -> None:
-        self.name, self.model, self.params, self.other = "scripted", MODEL, None, other
+        super().__init__("scripted", MODEL, None, None)
+        object.__setattr__(self, "other", other)
 
     def decoder(self, ask, method_args=None):
         return Decoder(ask.method, None, {})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import paradec
-from paradec.decode.unmasking.compose import compose
+from paradec.composition import compose
 from paradec.errors import InputError
 from paradec.models.block_diffusion import BlockDiffusion
 from tests.fixtures import write_tiny_model
@@ -22,7 +22,7 @@ def causal(tmp_path_factory):
 
 def denoiser(lm, **options):
     model = BlockDiffusion(lm.model, mask_id=0, **options)
-    return dataclasses.replace(lm, model=model, decoders={}, parts={})
+    return dataclasses.replace(lm, model=model, decoders={}, components={})
 
 
 def test_generate_and_its_options(causal):

@@ -64,7 +64,7 @@ def test_every_token_has_the_model_s_own(lm, method, args, sampling):
 
 
 def denoiser(lm):
-    return dataclasses.replace(lm, model=BlockDiffusion(lm.model, mask_id=0), decoders={}, parts={})
+    return dataclasses.replace(lm, model=BlockDiffusion(lm.model, mask_id=0), decoders={}, components={})
 
 
 def canvas_law(lm, ids, result, call):

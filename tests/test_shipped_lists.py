@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import paradec
+from paradec.composition import compose
 from paradec.data.lists import OPERATIONS, Lists
-from paradec.decode.unmasking.compose import compose
 from paradec.errors import InputError
 from paradec.evals.answers import ask
 from paradec.evals.parallelbench import theory

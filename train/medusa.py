@@ -181,7 +181,7 @@ def second_stage(
         key=key, config=kept, work=Work(tokens=joint.rows * joint.length),
     )  # fmt: skip
     whole = lora.merged(params.merge(state.learned["base"], frozen))
-    return dataclasses.replace(lm, params=mesh.fetched(whole), decoders={}, parts={}), state.learned["heads"]
+    return dataclasses.replace(lm, params=mesh.fetched(whole), decoders={}, components={}), state.learned["heads"]
 
 
 def texts(config: Medusa) -> tuple[traces.Texts, traces.Texts]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -14,8 +13,9 @@ from rich.text import Text
 
 from paradec.commands import options as o
 from paradec.console import OUT
+from paradec.system import Option
 
-NEEDED = {"draft": "MODEL or layers:N", "heads": "FILE"}
+NEEDED = {"draft": "MODEL or layers:N", "heads": "FILE", "filter": "FILE"}
 """How what a method needs besides its target is written."""
 
 
@@ -24,35 +24,43 @@ def methods(
     markdown: Annotated[bool, tyro.conf.arg(help="Print the tables of the README.")] = False,
 ) -> int:
     """List the methods and unmasking rules, what they promise and what they take."""
-    from paradec import catalog
-    from paradec.decode.unmasking import compose as unmasking
+    from paradec import catalog, engines
 
+    rows = catalog.systems().values()
     if as_json:
-        print(json.dumps([row.public() for row in (*catalog.ROWS, *unmasking.PARTS.values())], indent=1))
+        print(json.dumps([row.public() for row in rows], indent=1))
         return 0
     if markdown:
-        print(catalog.table() + "\n\n" + catalog.rules())
+        print(catalog.table())
         return 0
-    out = Table("name", "system", "arXiv", "exact: greedy", "sampled", "trained", box=None)
-    for row in catalog.ROWS:
-        yes = ["yes" if x else "no" for x in (row.exact_greedy, row.exact_sampled, row.trained)]
-        out.add_row(row.name, row.title, row.arxiv or "-", *yes)
+    out = Table(box=None)
+    for head in ("name", "slot", "arXiv", "exact", "trained"):
+        out.add_column(head, no_wrap=True)
+    out.add_column("system")
+    for row in rows:
+        exact = " / ".join(promise or "-" for promise in row.exact_to)
+        origin = catalog.origin(row.name)
+        title = row.title if origin == catalog.OURS else f"{row.title} (from {origin})"
+        out.add_row(row.name, row.slot, row.arxiv or "-", exact, "yes" if row.trained else "no", title)
     OUT.print(out)
-    OUT.print("\nOptions (--method-arg key=value) and their defaults:", style="dim")
-    for row in catalog.ROWS:
-        part = {row.part: NEEDED[row.part]} if row.part else {}
-        line(f"{row.name}: ", part | row.options())
-    OUT.print("\nUnmasking rules for diffusion models, one for each slot, joined by +:", style="dim")
-    for part in unmasking.PARTS.values():
-        own = {k: v for k, v in part.options().items() if k != "weights"}  # which come out of the filter's file
-        line(f"{part.name:15} {part.slot:8} {part.title}: ", own)
-    line("all: ", unmasking.ENGINE | {"block": "the model's own"})
+    OUT.print("exact: whose tokens a method returns, greedy / sampled.", style="dim")
+    for engine, what in ((engines.PREFIX, "for models that continue a text"), (engines.CANVAS, "for diffusion models")):
+        OUT.print(f"\nOptions {what} (--method-arg key=value) and their defaults; + joins slots:", style="dim")
+        for row in rows:
+            if row.slot in engine.slots or (row.slot == "wrap" and row.made.kind == engine.kind):
+                line(f"{row.name}: ", {name: NEEDED[name] for name in row.components} | defaults(row.options))
+        line("all: ", defaults(engine.options))
     return 0
 
 
+def defaults(options: Mapping[str, Option]) -> dict[str, Any]:
+    """Options with what they are where nothing is said; what must be given is an ellipsis."""
+    return {o.name: "…" if o.required else o.unset if o.default is None else o.default for o in options.values()}
+
+
 def line(head: str, options: Mapping[str, Any]) -> None:
-    """One entry of a list, with its options; what it has no default for is an ellipsis."""
-    known = ", ".join(f"{k}={'…' if v in (inspect.Parameter.empty, '') else v}" for k, v in options.items())
+    """One entry of a list, with its options."""
+    known = ", ".join(f"{name}={value}" for name, value in options.items())
     OUT.print(Padding(Text(head + known), (0, 0, 0, 2)))
 
 

@@ -37,7 +37,7 @@ def compare(
     png: o.Figure = None,
 ) -> int:
     """Decode prompts with several methods in turn; compare tokens, calls and time."""
-    from paradec import catalog
+    from paradec import engines
     from paradec.answers import unrolled
     from paradec.comparison import compare as run
 
@@ -52,10 +52,10 @@ def compare(
     lines = o.gather(prompt, prompts, limit, bad)
     lm = o.load_model(model, dtype)
     if not names:
-        names = list(catalog.USUAL[catalog.denoises(lm.model)])
+        names = list(engines.of_model(lm.model).usual)
         options = o.split_options(names, method_arg)
     sample.tell(lm)
-    told = partial(track, label=f"Comparing {len({*names, catalog.reference(lm.model)})} methods")
+    told = partial(track, label=f"Comparing {len({*names, engines.of_model(lm.model).plain})} methods")
     given = unrolled(lm, lines, sample.request(lm, len(lines)))
     request = sample.request(lm, len(given))
     publish = publisher(json_path, texts, html, png)

@@ -30,12 +30,12 @@ def generate(
     as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object a prompt.")] = False,
 ) -> int:
     """Continue a prompt, or every prompt of a JSONL file."""
-    from paradec import answers, catalog
+    from paradec import answers, composition
     from paradec.lm import Request
     from paradec.prompts import drawn
 
-    own = catalog.parse(method, method_arg)
-    catalog.check_options(method, own)
+    own = composition.parse(method, method_arg)
+    composition.check_options(method, own)
     sample.request(method=method)
     if (out is not None and prompts is None) or (resume and out is None):
         raise InputError("--out answers a file, and --resume goes on with it: give --prompts FILE --out FILE.")

@@ -146,25 +146,24 @@ def listed(names: str) -> list[str]:
 
 def split_options(names: Sequence[str], pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`method.key=value` by method; `key=value` goes to every method that has the key. All are checked."""
-    from paradec import catalog
+    from paradec import composition
 
     options: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
-        if not catalog.unmasks(name):
-            catalog.find(name)
+        composition.engine_of(name)
     for pair in pairs:
         key, _, value = pair.partition("=")
         owner, dot, rest = key.partition(".")
         takers, own = ([owner], rest) if owner in options and dot else (None, key)
-        takers = takers or [name for name in names if catalog.takes(name, key)]
+        takers = takers or [name for name in names if composition.takes(name, key)]
         if dot and not takers:
             raise InputError(f"{pair!r} is meant for {owner}, which is not among the methods {', '.join(names)}.")
         if not takers:
             raise InputError(f"None of {', '.join(names)} has an option {key!r}; `paradec methods` lists them.")
         for name in takers:
-            options[name] |= catalog.parse(name, [f"{own}={value}"])
+            options[name] |= composition.parse(name, [f"{own}={value}"])
     for name, own in options.items():
-        catalog.check_options(name, own)
+        composition.check_options(name, own)
     return options
 
 

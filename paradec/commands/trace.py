@@ -24,7 +24,7 @@ def trace(
     png: o.Figure = None,
 ) -> int:
     """Draw which call settled which token: in the terminal, as a page or a figure."""
-    from paradec import catalog, viz
+    from paradec import engines, viz
 
     names = o.listed(methods)
     options = o.split_options(names, method_arg) if names else {}
@@ -33,7 +33,7 @@ def trace(
     prompt = o.check_prompt(prompt)
     lm = o.load_model(model, dtype)
     if not names:
-        names = list(catalog.USUAL[catalog.denoises(lm.model)][:2])
+        names = list(engines.of_model(lm.model).usual[:2])
         options = o.split_options(names, method_arg)
     sample.tell(lm)
     traces = []

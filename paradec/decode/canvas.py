@@ -12,8 +12,7 @@ Rows are ragged throughout: each has its own prompt, block, limit and end, and c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,66 +20,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from paradec import struct
-from paradec.decode.canvas_cache import Reply, Whole
+from paradec.decode.canvas_cache import Whole
 from paradec.decode.logprobs import noted
 from paradec.decode.sampling import filtered, next_tokens
-from paradec.decode.view import LATE, Choice, View, best, likelihood
+from paradec.decode.seams import CachePolicy, Cut, Method, Region, Reply, Rewrite, Select, Stop
+from paradec.decode.view import LATE, View, best, likelihood
 from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling, Stats
-
-
-class Rewrite(Protocol):
-    """Changes logits before anything is chosen."""
-
-    def init(self, batch: int, window: int, vocab: int) -> PyTree: ...
-
-    def __call__(self, view: View, carry: PyTree) -> tuple[Float[Array, "B W V"], PyTree]: ...
-
-
-class Region(Protocol):
-    """Where a block ends that begins at `view.lo`; asked at its first call, with the logits as the model gave them."""
-
-    reach: int  # positions from `lo` that it may take, or reads; 0: the whole canvas
-
-    def __call__(self, view: View) -> Int[Array, "B"]: ...
-
-
-class Select(Protocol):
-    """Which eligible positions a call settles.
-
-    Attributes that some have are in `FACTS`. Who wraps a rule hands them on.
-    """
-
-    def init(self, batch: int, window: int, vocab: int) -> PyTree: ...
-
-    def __call__(self, view: View, carry: PyTree) -> Choice: ...
-
-
-FACTS: Mapping[str, Any] = {
-    "reads": 0,  # the only block length that it can judge
-    "shadows": False,  # it reads `View.shadow`
-    "revocable": False,  # it may open settled positions again
-    "idles": False,  # it may settle none in a call, and ends all the same: each block after its `steps`
-    "tempered": False,  # its published code judges by the law after temperature and filters
-    "remembers": False,  # what it keeps of a position counts in later blocks too, where the model sees the whole canvas
-}
-"""What a select rule may say of itself, and what counts where it says nothing."""
-
-
-def fact(rule: Any, name: str) -> Any:
-    """One of `FACTS`."""
-    return getattr(rule, name, FACTS[name])
-
-
-class Stop(Protocol):
-    """Which rows settle every open position with this call's tokens. Needs the whole canvas in the window."""
-
-    def __call__(self, view: View) -> Bool[Array, "B"]: ...
-
-
-class Cut(Protocol):
-    """Where a row's text will end, given what this call settles; only ever earlier than before."""
-
-    def __call__(self, view: View, accept: Bool[Array, "B W"]) -> Int[Array, "B"]: ...
 
 
 @struct.dataclass
@@ -97,8 +42,10 @@ class Front:
 
 
 @struct.dataclass
-class Canvas:
+class Canvas(Method):
     """A method of the canvas engine. `params` of its functions is a dict with the model's tree under "target"."""
+
+    kind: ClassVar[str] = "canvas"
 
     target: Denoiser = struct.field(pytree_node=False)
     select: Select
@@ -106,7 +53,7 @@ class Canvas:
     rewrite: Rewrite | None = None
     stop: Stop | None = None
     cut: Cut | None = None
-    cache: Any = struct.field(pytree_node=False, default=Whole())
+    cache: CachePolicy = struct.field(pytree_node=False, default=Whole())
     eos: Int[Array, "E"] = struct.field(default_factory=lambda: jnp.zeros(0, jnp.int32))
     ends: str = struct.field(pytree_node=False, default="free")
     """End-of-text: "free" like any token, "late" (its confidence counts least), or "never" (it cannot be proposed)."""
@@ -121,7 +68,7 @@ class Canvas:
     def window(self, slots: int) -> int:
         """W: how many positions from `lo` on a call predicts, of a canvas of `slots`."""
         whole = self.stop is not None or self.cut is not None  # they read all that is open
-        whole |= fact(self.select, "remembers") and not self.cache.keeps and not self.target.block
+        whole |= self.select.remembers and not self.cache.keeps and not self.target.block
         return slots if whole else min(self.region.reach or slots, slots)
 
     def init(
@@ -158,7 +105,7 @@ class Canvas:
 
     def predict(self, params: PyTree, state: DecodeState) -> tuple[Reply, DecodeState, Bool[Array, "B"]]:
         """The model's reply, the state with cache and counters after it, and the rows that took part."""
-        shadows = fact(self.select, "shadows")
+        shadows = self.select.shadows
         W = self.window(state.tokens.shape[1])
         reply, cache, acting, cost = self.cache.call(self.target, params["target"], state, W, shadows)
         stats = state.stats.replace(
@@ -193,7 +140,7 @@ class Canvas:
             view = self.look(state, reply.replace(logits=logits)).within(hi)
         choice = self.select(view, front.select)
         accept, edit = choice.accept & view.eligible, jnp.zeros_like(view.open)
-        if not fact(self.select, "idles"):
+        if not self.select.idles:
             accept = accept | (best(view.sure, view.eligible) & ~accept.any(-1, keepdims=True))
         if choice.token is not None:
             edit = choice.accept & view.inside & ~view.open & (choice.token != view.current)
@@ -250,7 +197,7 @@ class Canvas:
         slot = lax.iota(jnp.int32, slots)[None]
         open_ = (state.committed_at == OPEN) & (slot < state.limit[:, None])
         first_open = jnp.where(open_.any(-1), jnp.argmax(open_, axis=-1), state.limit).astype(jnp.int32)
-        closed, revocable = first_open >= front.hi, jnp.asarray(fact(self.select, "revocable"))
+        closed, revocable = first_open >= front.hi, jnp.asarray(self.select.revocable)
         lo = jnp.where(closed, front.hi, front.lo)
         ended = jnp.isin(state.tokens, self.eos) & (slot >= state.prompt[:, None]) & (slot < first_open[:, None])
         has_end = ended.any(-1) & (closed | ~revocable)

@@ -18,26 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+from jaxtyping import Array, Bool, Int, Int32, PyTree
 
-from paradec import struct
+from paradec.decode.seams import CachePolicy, Cost, Reply
 from paradec.types import OPEN, DecodeState, Denoiser, Place, Rows
-
-
-@struct.dataclass
-class Reply:
-    """What a call says of W positions from `lo` on: row w predicts `position[w]`, whatever the model's alignment."""
-
-    logits: Float[Array, "B W V"]
-    position: Int32[Array, "B W"]
-    shadow: Float[Array, "B W V"] | None = None
-
-
-class Cost(NamedTuple):
-    """Rows computed for each row of the batch, and whether the call was an opening one for it."""
-
-    queries: Int32[Array, "B"]
-    refreshed: Bool[Array, "B"]
 
 
 class Span(NamedTuple):
@@ -109,17 +93,13 @@ def seen(target: Denoiser, state: DecodeState, at: Int[Array, "B M"]) -> Int32[A
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
+class Whole(CachePolicy):
     """No cache: every call reads the whole canvas. The truth that the others are measured against."""
 
     name = "none"
-    keeps = False
 
     def init(self, target: Denoiser, batch: int, slots: int) -> PyTree:
         return target.init_cache(batch, 0)
-
-    def prefill(self, target: Denoiser, params: PyTree, state: DecodeState, chunk: int) -> DecodeState:
-        return state
 
     def call(
         self, target: Denoiser, params: PyTree, state: DecodeState, window: int, shadows: bool
@@ -142,10 +122,6 @@ class Whole:
         """A call that stores nothing, for blocks that are open already, and its cost in rows. `live` as in `ask`."""
         reply, _, _, cost = self.call(target, params, state, window, False)
         return reply, cost.queries
-
-    def check(self, target: Denoiser, region: Any) -> str | None:
-        """Why this policy cannot serve a model or a region, or None."""
-        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Int, Int32, PyTree
 
 from paradec.decode.logprobs import room
+from paradec.decode.seams import Method
 from paradec.mesh import constrain
-from paradec.types import OPEN, DecodeState, Logprobs, Method, Prompt, Sampling
+from paradec.types import OPEN, DecodeState, Logprobs, Prompt, Sampling
 
 
 class Snapshot(NamedTuple):

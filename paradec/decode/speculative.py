@@ -7,7 +7,8 @@ what happened. Rows are ragged throughout: each accepts its own number of tokens
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,12 @@ from jaxtyping import Array, Int, PyTree
 from paradec import struct
 from paradec.decode.logprobs import noted
 from paradec.decode.sampling import choose
+from paradec.decode.seams import Accept, Drafter, Method
 from paradec.decode.verify import Match, cut
 from paradec.ops.mask import ancestors
 from paradec.types import (
     OPEN,
-    Accept,
     DecodeState,
-    Drafter,
     Model,
     Prompt,
     Rows,
@@ -36,8 +36,10 @@ from paradec.types import (
 
 
 @struct.dataclass
-class Speculative:
+class Speculative(Method):
     """A method of the prefix engine. `params` of its functions is a dict with the target's tree under "target"."""
+
+    kind: ClassVar[str] = "prefix"
 
     target: Model = struct.field(pytree_node=False)
     drafter: Drafter
@@ -45,10 +47,9 @@ class Speculative:
     eos: Int[Array, "E"]
 
     @property
-    def models(self) -> dict[str, Model]:
+    def models(self) -> Mapping[str, Model]:
         """Whose weights a step reads, by their names in `params`."""
-        draft = getattr(self.drafter, "model", None)
-        return {"target": self.target} if draft is None else {"target": self.target, "draft": draft}
+        return {"target": self.target, **self.drafter.models}
 
     def init(
         self, params: PyTree, prompt: Prompt, limit: Int[Array, "B"], key: jax.Array, sampling: Sampling, slots: int
@@ -124,7 +125,7 @@ class Speculative:
         this step needs, so a step without any draft costs what plain decoding costs.
         """
         N = tree.token.shape[1]
-        widths = (*getattr(self.drafter, "widths", ()), N)
+        widths = (*self.drafter.widths, N)
         last = jnp.max(jnp.where(tree.valid, lax.iota(jnp.int32, N)[None] + 1, 0), axis=-1)
         needed = jnp.max(jnp.where(state.done, 1, last))
         which = jnp.sum(needed > jnp.asarray(widths))
@@ -166,7 +167,7 @@ class Speculative:
             offered=s.offered + (offered & live[:, None]).astype(jnp.int32),
             accepted=s.accepted + (accepted & live[:, None]).astype(jnp.int32),
             queries=s.queries + jnp.where(live, width, 0),
-            drafts=s.drafts + jnp.where(live, getattr(self.drafter, "calls", 0), 0),
+            drafts=s.drafts + jnp.where(live, self.drafter.calls, 0),
             refreshes=s.refreshes,
         )
 

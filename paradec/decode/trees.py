@@ -25,20 +25,6 @@ def chain(state: DecodeState, draft: Int[Array, "B K"], valid: Bool[Array, "B K"
     return Tree(token=token, parent=parent, depth=index, valid=valid, walk=jnp.ones(token.shape, bool))
 
 
-class ChainSizes:
-    """The sizes of a drafter that drafts a chain: it only says how long."""
-
-    depth: int
-
-    @property
-    def span(self) -> int:
-        return self.depth
-
-    @property
-    def nodes(self) -> int:
-        return self.depth + 1
-
-
 def trie(guess: Int[Array, "B G K"], valid: Bool[Array, "B G"], first: int) -> tuple[Array, Array, Array]:
     """Parents, depths and validity of G chains of K tokens under the root, as nodes `first + g * K + k`.
 

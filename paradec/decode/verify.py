@@ -14,8 +14,10 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
 from paradec import struct
 from paradec.decode.sampling import ACCEPT, RESIDUAL, gumbel, uniform, warp
+from paradec.decode.seams import Accept
 from paradec.ops.argmax import argmax
 from paradec.ops.mask import ancestors
+from paradec.system import ExactTo, System
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -25,10 +27,8 @@ def at_path(x: Shaped[Array, "B N"], path: Int[Array, "B P"]) -> Shaped[Array, "
 
 
 @struct.dataclass
-class Match:
+class Match(Accept):
     """Keep the child that equals the target's own token: exact for greedy and, token for token, for sampling."""
-
-    needs_logits: bool = struct.field(pytree_node=False, default=False)
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         B, N = tree.token.shape
@@ -51,7 +51,7 @@ class Match:
 
 
 @struct.dataclass
-class Rejection:
+class Rejection(Accept):
     """Speculative sampling by rejection, for chains: exact in law for drafts drawn from `tree.logq`.
 
     Accept drafted x with probability min(1, p(x)/q(x)); at the first refusal draw from max(p - q, 0), renormalised;
@@ -59,7 +59,9 @@ class Rejection:
     Uses the ACCEPT and RESIDUAL noise of the positions. Source: 2211.17192 algorithm 1, 2302.01318 algorithm 2.
     """
 
-    needs_logits: bool = struct.field(pytree_node=False, default=True)
+    needs_logits = True
+    chains = True
+    own_noise = True
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         B, N = tree.token.shape
@@ -91,16 +93,17 @@ class Rejection:
 
 
 @struct.dataclass
-class Typical:
+class Typical(Accept):
     """Keep the longest path of plausible tokens: lossy above temperature 0, where it equals `Match`.
 
     A drafted x under node n passes where p(x) > min(epsilon, delta * exp(-entropy(p))), p the target's warped law at n.
     The deepest node whose whole path passes wins (the first drafted one of equals). Source: Medusa (2401.10774) eq. 1.
     """
 
+    needs_logits = True
+
     epsilon: Float[Array, ""]
     delta: Float[Array, ""]
-    needs_logits: bool = struct.field(pytree_node=False, default=True)
 
     @classmethod
     def of(cls, epsilon: float = 0.09, delta: float = 0.3) -> Typical:
@@ -149,3 +152,51 @@ def cut(verdict: Verdict, state: DecodeState, eos: Int[Array, "E"]) -> tuple[Ver
     count = jnp.where(ended, jnp.argmax(end, axis=-1).astype(jnp.int32) + 1, count)
     count = jnp.where(state.done, 0, count)
     return verdict.replace(count=count), state.done | ended | (state.length + count >= state.limit)
+
+
+SYSTEMS = (
+    System(
+        name="match",
+        title="Verification by equality",
+        slot="accept",
+        family="accept",
+        make=Match,
+        exact_to=ExactTo("ar", "ar"),
+        laws=("exact", "rows", "loops", "law"),
+        about="Draw the target's own token at every node, once, and follow the child that equals it.",
+        cost="None.",
+        proof="pytest tests/decode/test_rules.py -k match",
+    ),
+    System(
+        name="rejection",
+        title="Speculative sampling by rejection",
+        slot="accept",
+        arxiv="2211.17192",
+        family="accept",
+        make=Rejection,
+        exact_to=ExactTo("ar", None),
+        laws=("greedy", "rows", "loops", "law"),
+        about="Keep a drafted x with min(1, p(x) / q(x)); at the first refusal draw from max(p - q, 0), renormalised. "
+        "Exact in law, and other tokens than plain decoding's. For chains.",
+        cost="The target's law and the draft's at every node.",
+        proof="pytest tests/decode/test_rules.py -k rejection",
+    ),
+    System(
+        name="typical",
+        title="Typical acceptance",
+        slot="accept",
+        arxiv="2401.10774",
+        family="accept",
+        make=Typical.of,
+        exact_to=ExactTo("ar", None),
+        laws=("greedy", "rows", "loops"),
+        about="Keep x where p(x) > min(epsilon, delta exp(-H(p))): the longest path of plausible tokens. Lossy above "
+        "temperature 0.",
+        meanings={
+            "epsilon": "a probability that is always enough",
+            "delta": "share of exp(-entropy) that is enough where the law is flat",
+        },
+        cost="The target's law and its entropy at every node.",
+        proof="pytest tests/decode/test_rules.py -k typical",
+    ),
+)

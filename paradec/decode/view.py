@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from paradec import struct
 from paradec.decode.sampling import ORDER, uniform
@@ -92,19 +92,6 @@ class View:
             case "random":
                 return uniform(self.key, self.position, ORDER)
         raise ValueError(f"There is no score {name!r}; there are {', '.join(SCORES)}.")
-
-
-@struct.dataclass
-class Choice:
-    """What a select rule decides: positions to settle, settled ones to open again, and its next carry.
-
-    `token`, if given, is written instead of the proposal; where a position is settled already, that is an edit.
-    """
-
-    accept: Bool[Array, "B W"]
-    carry: PyTree = ()
-    reopen: Bool[Array, "B W"] | None = None
-    token: Int32[Array, "B W"] | None = None
 
 
 def likelihood(law: Float[Array, "B W V"], token: Int[Array, "B W"]) -> tuple[Float[Array, "B W"], Float[Array, "B W"]]:

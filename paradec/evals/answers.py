@@ -15,7 +15,8 @@ from jaxtyping import Bool, Int, Int32, PyTree
 from paradec.data.text import Row
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
-from paradec.types import OPEN, DecodeState, Method, Prompt
+from paradec.decode.seams import Method
+from paradec.types import OPEN, DecodeState, Prompt
 
 
 class Questions(Protocol):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from paradec.decode.canvas import Canvas, fact, keep
+from paradec.decode.canvas import Canvas, keep
 from paradec.decode.canvas_cache import Whole
 from paradec.errors import InputError
 from paradec.types import OPEN, DecodeState
@@ -65,7 +65,7 @@ def turn(method: Canvas, params: PyTree, state: DecodeState) -> tuple[DecodeStat
     """One turn along the uncached decode. Rows take their turns when the policy lets them."""
     window = method.window(state.tokens.shape[1])
     cached, called, acting = method.predict(params, state)
-    true, *_ = Whole().call(method.target, params["target"], state, window, fact(method.select, "shadows"))
+    true, *_ = Whole().call(method.target, params["target"], state, window, method.select.shadows)
     after = keep(method.transition(called, true), state, acting)
     slot = jnp.minimum(cached.position, state.tokens.shape[1] - 1)
     end = jnp.minimum(after.carry.hi, state.limit)[:, None]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from paradec import catalog, loading
+from paradec import engines, loading
 from paradec.decode import loop
 from paradec.errors import InputError, ResourceError, at_least
 from paradec.lm import LanguageModel, Request
@@ -80,7 +80,7 @@ class ParadecLM(TemplateLM):
         self.tokenizer = self.lm.tokenizer  # the harness asks it for the chat template
         self.method, self.method_args, self.seed = method, method_args, at_least("seed", seed, 0)
         self.lm.decoder(Request(method=method), method_args)  # what is wrong with them is said now
-        longest = getattr(self.lm.model, "max_length", LONGEST)
+        longest = self.lm.model.max_length or LONGEST
         self._max_length = at_least("max_length", longest if max_length is None else max_length, 1, longest)
         self._max_gen_toks = at_least("max_gen_toks", max_gen_toks, 1)
         self._prefix = prefix_token_id
@@ -182,7 +182,7 @@ class ParadecLM(TemplateLM):
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Of each continuation: its log-probability in nats, and whether every token is the likeliest in its place."""
-        if catalog.denoises(self.lm.model):
+        if engines.of_model(self.lm.model).kind == "canvas":
             raise InputError(
                 f"{self.lm.name} fills a canvas and has no law of the next token: it cannot tell log-likelihoods. "
                 "Choose tasks that generate."

@@ -71,10 +71,10 @@ def command(
     as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")] = False,
 ) -> int:
     """Compile a step for a device that need not be here, and print what it costs."""
-    from paradec import catalog
+    from paradec import composition
 
-    options = catalog.parse(method, method_arg)
-    catalog.check_options(method, options)
+    options = composition.parse(method, method_arg)
+    composition.check_options(method, options)
     shape(model)  # known here or nowhere
     sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block, "short_list": short_list}
     report = explain(method, model, program=program, target=target, **sizes, **options)

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 
 from paradec import catalog, mesh
-from paradec.decode.unmasking.compose import ENGINE, compose
+from paradec.composition import build as build_method
+from paradec.composition import compose
 from paradec.errors import InputError, ResourceError
 from paradec.explain import hlo
 from paradec.explain.programs import Program, decode_loop, training_step
@@ -71,11 +72,11 @@ def build(request: Request, place: mesh.Placement) -> Program:
     models, given = {"target": target}, {}
     if request.draft is not None:
         models["draft"] = given["draft"] = structure(request.draft, request.dtype)
-    if catalog.find(request.method).part == "heads":
+    if "heads" in catalog.find(request.method).components:
         models["heads"] = MedusaHeads(num_heads=4, width=target.width, dtype=request.dtype)
         given["heads"] = models["heads"], MC_SIM_7B_63
     # Abstract too: on the mesh of a machine that is not here, the smallest array cannot be made.
-    method = jax.eval_shape(lambda: catalog.build(request.method, target, (0,), **given, **request.options))
+    method = jax.eval_shape(lambda: build_method(request.method, target, (0,), **given, **request.options))
     return decode_loop(method, models, request.batch, request.slots, place, request.short_list)
 
 
@@ -84,9 +85,8 @@ def _diffusion(request: Request, base: Transformer, place: mesh.Placement) -> Pr
     if request.program == "train":
         objective = partial(Masked, noise=Noise(request.block))
         return training_step(model, objective, request.batch, request.slots, place)
-    parts = {name: value for name, value in request.options.items() if name not in ENGINE}
-    engine = {"cache": "block"} | {name: value for name, value in request.options.items() if name in ENGINE}
-    method = jax.eval_shape(lambda: compose(model, request.method, parts, eos=(0,), **engine))
+    options = {"cache": "block"} | dict(request.options)
+    method = jax.eval_shape(lambda: compose(model, request.method, options, eos=(0,)))
     return decode_loop(method, {"target": model}, request.batch, request.slots, place)
 
 

@@ -20,10 +20,11 @@ from safetensors.numpy import load_file
 
 from paradec import config as configs
 from paradec import mesh, struct
-from paradec.decode.canvas import FACTS, Canvas, Select, fact
-from paradec.decode.unmasking.compose import compose
+from paradec.composition import compose
+from paradec.decode.canvas import Canvas
+from paradec.decode.seams import Choice, Select, SelectAround
 from paradec.decode.unmasking.learned_filter import observed, of_block
-from paradec.decode.view import Choice, View
+from paradec.decode.view import View
 from paradec.errors import InputError
 from paradec.io import tensor_file
 from paradec.learn.objectives.learned_filter import FilterBatch
@@ -42,7 +43,7 @@ class Calls:
 
 
 @struct.dataclass
-class Watched:
+class Watched(SelectAround):
     """A select rule that does what `rule` does, and writes down each call beside the carry of that rule.
 
     A proposal is final if it is the token that stands there in `reference`.
@@ -52,12 +53,6 @@ class Watched:
     reference: Int32[Array, "B S"]
     length: int = struct.field(pytree_node=False)
     calls: int = struct.field(pytree_node=False)
-
-    def __getattr__(self, name: str) -> Any:
-        """What the rule says of itself."""
-        if name in FACTS:
-            return fact(self.rule, name)
-        raise AttributeError(name)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         room = (batch, self.calls, self.length)
@@ -112,7 +107,7 @@ class Walk:
         if not isinstance(method, Canvas):
             raise InputError(f"The calls of {self.along} cannot be recorded: it speculates. Leave freedave out.")
         room = self.ask.max_new_tokens + lm.model.block  # blocks of the model's own are filled to their end
-        if fact(method.select, "idles"):  # by its steps, not by what it settles
+        if method.select.idles:  # by its steps, not by what it settles
             room = max(room, (-(-room // self.block) + 1) * int(method.select.steps))
         return method.replace(select=Watched(method.select, reference, self.block, room))
 

@@ -18,17 +18,19 @@ from paradec.models.cache import KVCache, KVDelta
 from paradec.models.transformer import Transformer, Weights
 from paradec.ops.attention import attend_two_stream, pair, unpair
 from paradec.ops.mask import Block, Facts, Full, Mask
-from paradec.types import Output, Rows
+from paradec.types import Denoiser, Output, Rows
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class BlockDiffusion:
+class BlockDiffusion(Denoiser):
     """A `types.Denoiser` on the weights of `base`.
 
     `block` 0 sees the whole canvas. Blocks are counted from position 0 (`grid="text"`) or from the prompt's end
     (`grid="prompt"`). With `shift` row p predicts token p + 1, as in the autoregressive model that it came from.
     """
+
+    shadow_rows = True
 
     base: Transformer
     mask_id: int

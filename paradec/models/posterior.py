@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from paradec import struct
-from paradec.types import Output, Rows, Spec
+from paradec.types import Denoiser, Output, Rows, Spec
 
 TINY = 1e-30
 
@@ -27,12 +27,8 @@ class NoCache:
     length: Int32[Array, "B"]
 
 
-class _Exact:
+class _Exact(Denoiser):
     """What both have in common as denoisers."""
-
-    block = 0
-    grid = "prompt"
-    shift = False
 
     def init_cache(self, batch: int, slots: int) -> NoCache:
         """Nothing; a posterior needs the whole canvas."""

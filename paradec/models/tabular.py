@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from paradec import struct
-from paradec.types import Output, Rows, Spec
+from paradec.types import Model, Output, Rows, Spec
 
 
 @struct.dataclass
@@ -39,7 +39,7 @@ class Fed:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class ConditionalTable:
+class ConditionalTable(Model):
     """The next token's law depends on the last `order` tokens, and is a row of a table of logits.
 
     Exact in every way a `types.Model` can be asked: caches, pending rows and trees included. Laws of sampling are

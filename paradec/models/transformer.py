@@ -24,7 +24,7 @@ from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors, on
 from paradec.ops.norm import rms_norm
 from paradec.ops.product import wide_einsum
 from paradec.ops.rope import Rope, angles, rotate
-from paradec.types import Output, Rows, Spec
+from paradec.types import Model, Output, Rows, Spec
 
 
 @struct.dataclass
@@ -61,8 +61,10 @@ class Weights:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Transformer:
+class Transformer(Model):
     """A decoder's structure. Two equal ones never recompile; its weights are a `Weights` tree that you pass along."""
+
+    lays_out = True
 
     vocab_size: int
     width: int

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import DRAFT, uniform
-from paradec.decode.trees import ChainSizes, chain, last_token, trie
+from paradec.decode.seams import ChainDrafter, Drafter
+from paradec.decode.trees import chain, last_token, trie
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -23,12 +24,11 @@ def look(text: Int[Array, "B S"], position: Int[Array, "B K"]) -> Int[Array, "B 
 
 
 @struct.dataclass
-class Chain(ChainSizes):
+class Chain(ChainDrafter):
     """What the chain drafters share: `num_draft` tokens, no carry, no taps."""
 
     num_draft: int = struct.field(pytree_node=False)
     vocab: int = struct.field(pytree_node=False)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def depth(self) -> int:
@@ -76,7 +76,7 @@ class Oracle(Chain):
 
 
 @struct.dataclass
-class RandomTree:
+class RandomTree(Drafter):
     """A random tree of `nodes` nodes, another one each call, with siblings, unused nodes and auxiliary rows.
 
     Among the children of a node on the true path one may be right, at any rank: so accepted paths jump about the tree
@@ -89,7 +89,6 @@ class RandomTree:
     nodes: int = struct.field(pytree_node=False, default=12)
     depth: int = struct.field(pytree_node=False, default=3)
     width: int = struct.field(pytree_node=False, default=0)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def span(self) -> int:
@@ -136,7 +135,7 @@ class RandomTree:
 
 
 @struct.dataclass
-class TapReader:
+class TapReader(Drafter):
     """Two chains: one read off a tapped vector through `params["reader"]` "K D V", one from `text`, mostly right.
 
     The seam of every method that reads hidden states: the carry is the tap and the final hidden state of the last row

@@ -21,7 +21,8 @@ from scipy.stats import chi2
 
 from paradec.decode import loop
 from paradec.decode.sampling import NEXT, gumbel, penalise, row_keys, sampling, warp
-from paradec.types import OPEN, DecodeState, Method, Model, Prompt, Sampling
+from paradec.decode.seams import Method
+from paradec.types import OPEN, DecodeState, Model, Prompt, Sampling
 
 
 def decode(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import NEXT, gumbel, warp
+from paradec.decode.seams import Accept
 from paradec.decode.verify import Match, Rejection, at_path
 from paradec.types import DecodeState, Model, Output, Rows, Scored, Tree, Verdict
 
@@ -31,10 +32,10 @@ def with_last(verdict: Verdict, token: Int[Array, "B 1"]) -> Verdict:
 
 
 @struct.dataclass
-class NoResidual:
+class NoResidual(Accept):
     """Rejection that, after a refusal, draws from p instead of max(p - q, 0): refused tokens get a second chance."""
 
-    needs_logits: bool = struct.field(pytree_node=False, default=True)
+    needs_logits = True
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         verdict = Rejection()(tree, scored, state, depth)
@@ -42,20 +43,18 @@ class NoResidual:
 
 
 @struct.dataclass
-class StaleLaw:
+class StaleLaw(Accept):
     """Rejection that divides by the draft law of the node before: the token was not drawn from it."""
 
-    needs_logits: bool = struct.field(pytree_node=False, default=True)
+    needs_logits = True
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         return Rejection()(tree.replace(logq=jnp.roll(tree.logq, 1, axis=1)), scored, state, depth)
 
 
 @struct.dataclass
-class SharedMinimum:
+class SharedMinimum(Accept):
     """Match that lets every row accept only what the worst row of the batch accepts."""
-
-    needs_logits: bool = struct.field(pytree_node=False, default=False)
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         verdict = Match()(tree, scored, state, depth)
@@ -64,10 +63,10 @@ class SharedMinimum:
 
 
 @struct.dataclass
-class Redraw:
+class Redraw(Accept):
     """Match that throws the sample away that did not match and draws again: drafted tokens get a second chance."""
 
-    needs_logits: bool = struct.field(pytree_node=False, default=True)
+    needs_logits = True
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         verdict = Match()(tree, scored, state, depth)
@@ -78,10 +77,8 @@ class Redraw:
 
 
 @struct.dataclass
-class UnverifiedTail:
+class UnverifiedTail(Accept):
     """Match that commits one more drafted token than it checked."""
-
-    needs_logits: bool = struct.field(pytree_node=False, default=False)
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         verdict = Match()(tree, scored, state, depth)
@@ -94,7 +91,7 @@ class UnverifiedTail:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Wrapped:
+class Wrapped(Model):
     """A model that hands everything on to another one; the mutants below change one thing."""
 
     model: Model

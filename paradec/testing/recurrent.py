@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from paradec import struct
 from paradec.ops.norm import rms_norm
 from paradec.ops.scan import tree_scan
-from paradec.types import Output, Rows, Spec
+from paradec.types import Model, Output, Rows, Spec
 
 
 @struct.dataclass
@@ -59,7 +59,7 @@ class Weights:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class GatedRecurrence:
+class GatedRecurrence(Model):
     """A gated diagonal linear recurrence: `h = a * h_before + (1 - a) * input` in every layer, then an MLP.
 
     The simplest member of the family of HGRN (2311.04823) and minGRU (2410.01201). Its delta holds the state after

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paradec.composition import compose
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
-from paradec.decode.unmasking.compose import compose
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.posterior import HiddenMarkov, random_chain
 from paradec.testing import tiny_transformer

@@ -11,21 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradec.models.posterior import NoCache
-from paradec.types import Output
+from paradec.types import Denoiser, Output
 
 KINDS = 13  # how many canvases are told apart
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Tables:
+class Tables(Denoiser):
     """`params` is "KINDS 2S V": the logits of each position, then of the shadow beside it. Sees the whole canvas."""
 
+    shadow_rows = True
+
     vocab_size: int
-    block = 0
-    grid = "prompt"
-    shift = False
-    base = None  # it has shadow rows
 
     @property
     def mask_id(self):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.composition import compose
 from paradec.decode import loop
 from paradec.decode.drafters.ar import NoDraft
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.speculative import speculative
-from paradec.decode.unmasking.compose import compose
 from paradec.types import OPEN, Prompt
 from tests.decode.canvases import LENGTHS, LIMITS, MASK, SLOTS, VOCAB, decode, denoiser, differs, prompts, same
 

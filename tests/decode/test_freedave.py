@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.composition import compose
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.unmasking import freedave
-from paradec.decode.unmasking.compose import compose
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.experts import Experts
 from paradec.models.posterior import HiddenMarkov, random_chain

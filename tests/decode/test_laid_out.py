@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradec import catalog, params
+from paradec import composition, params
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.explain.hlo import Module, written
@@ -24,7 +24,7 @@ METHODS = {"ar": {}, "jacobi": {"window": 7}, "draft_model": {"draft": DRAFT, "n
 
 def compiled_step(name, batch, form):
     """The text of `loop.run`, with the weights in this form, and the shapes of weights and caches."""
-    method = catalog.build(name, SHAPE, (), **METHODS[name])
+    method = composition.build(name, SHAPE, (), **METHODS[name])
     weights = {k: params.abstract(model.specs()) for k, model in method.models.items()}
     prompt = Prompt(jnp.zeros((batch, 16), jnp.int32), jnp.full(batch, 9))
     rest = (prompt, jnp.full(batch, 200), row_keys(0, range(batch)), sampling(batch))

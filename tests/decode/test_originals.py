@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from paradec.decode.unmasking.compose import compose
+from paradec.composition import compose
 from tests.decode import numpy_dllm
 from tests.decode.canvases import LENGTHS, LIMITS, MASK, decode, denoiser, prompts
 

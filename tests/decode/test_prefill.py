@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.composition import compose
 from paradec.decode import loop
 from paradec.decode.drafters.ar import NoDraft
 from paradec.decode.drafters.draft_model import DraftModel
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.speculative import speculative
-from paradec.decode.unmasking.compose import compose
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.testing import ragged_prompts, tiny_recurrence, tiny_transformer
 

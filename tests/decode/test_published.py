@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.composition import compose
 from paradec.decode import loop
 from paradec.decode.sampling import NEXT, gumbel, row_keys, sampling
-from paradec.decode.unmasking.compose import compose
 from paradec.types import Prompt
 from tests.decode import numpy_dllm, numpy_published
 from tests.decode.canvases import MASK, denoiser

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.catalog import SYSTEMS
+from paradec.composition import compose
 from paradec.decode.unmasking.ada_block import AdaBlock
-from paradec.decode.unmasking.compose import PARTS, compose
 from paradec.decode.unmasking.credit import Credit
 from paradec.decode.unmasking.eb import EntropyBounded
 from paradec.decode.unmasking.entropy import Entropy
@@ -15,7 +16,6 @@ from paradec.decode.unmasking.hierarchical import Hierarchical
 from paradec.decode.unmasking.klass import Klass
 from paradec.decode.unmasking.learned_filter import EndOfText
 from paradec.decode.unmasking.local_leap import LocalLeap
-from paradec.decode.unmasking.oracle import Oracle
 from paradec.decode.unmasking.prophet import Prophet
 from paradec.decode.unmasking.quota import Quota
 from paradec.decode.unmasking.threshold import Threshold
@@ -24,6 +24,7 @@ from paradec.decode.unmasking.wino import Wino
 from paradec.decode.view import View, best, likelihood, rank
 from paradec.errors import InputError, UnknownName
 from paradec.models.heads import ConfidenceFilter, FilterWeights
+from paradec.system import Component
 from tests.decode.canvases import LENGTHS, LIMITS, STARTS, chain, decode, denoiser, differs, on_chain, same
 
 
@@ -295,8 +296,9 @@ def test_limits(name):
 
 def test_a_filter_can_be_a_threshold():
     weights, network = hard_filter(8, 0.9)
-    same(on_chain("learned_filter", {"weights": weights, "filter": network}), on_chain("threshold"))
-    same(on_chain("learned_filter", {"weights": weights, "filter": network, "tau": 1.0}), on_chain("quota"))
+    trained = {"filter": Component(network, weights)}
+    same(on_chain("learned_filter", components=trained), on_chain("threshold"))
+    same(on_chain("learned_filter", {"tau": 1.0}, components=trained), on_chain("quota"))
 
 
 def test_rules_are_not_all_the_same():
@@ -390,7 +392,7 @@ def test_more_bad_input():
         compose(causal, "quota", cache="prefix")
     with pytest.raises(InputError, match="trained for blocks of 8; give block=8"):
         weights, network = hard_filter(8, 0.9)
-        compose(exact, "learned_filter", {"weights": weights, "filter": network}, block=16)
+        compose(exact, "learned_filter", components={"filter": Component(network, weights)}, block=16)
     with pytest.raises(InputError, match="shadow rows"):
         compose(exact, "wino", block=8)
     with pytest.raises(InputError, match="one place off"):
@@ -408,6 +410,5 @@ def test_more_bad_input():
 
 
 def test_every_part_says_what_it_is():
-    slots = {part.slot for part in PARTS.values()}
-    assert slots == {"select", "rewrite", "region", "stop", "cut", "wrap"} and len(PARTS) == 17
-    assert PARTS["oracle"].make is Oracle
+    slots = [row.slot for row in SYSTEMS.values() if row.slot not in ("draft", "accept")]
+    assert set(slots) == {"select", "rewrite", "region", "stop", "cut", "wrap"} and len(slots) == 17

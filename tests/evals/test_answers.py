@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.composition import compose
 from paradec.data.lists import Lists
 from paradec.data.padded import Padded
-from paradec.decode.unmasking.compose import compose
 from paradec.errors import UnknownName
 from paradec.evals.answers import Trial, ask, matched
 from paradec.evals.sweeps import SWEEPS, named, settings

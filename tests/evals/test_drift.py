@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.composition import compose
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
-from paradec.decode.unmasking.compose import compose
 from paradec.errors import InputError
 from paradec.evals.drift import drift, turn
 from tests.decode.canvases import LENGTHS, LIMITS, SLOTS, decode, denoiser, prompts, same

@@ -5,8 +5,8 @@ import json
 import jax
 import pytest
 
+from paradec.catalog import SYSTEMS
 from paradec.data.padded import Padded
-from paradec.decode.unmasking.compose import PARTS
 from paradec.evals.sweeps import SWEEPS
 from paradec.io.hf import save_hf
 from paradec.models.block_diffusion import BlockDiffusion
@@ -52,7 +52,8 @@ def test_every_part_that_selects_is_swept():
     """Or stands among those that need to know more."""
     swept = {name for names, _ in SWEEPS.values() for name in names.split("+")}
     fitted = {"oracle", "learned_filter", "ada_block", "end_of_text"}
-    assert set(PARTS) - swept - fitted == {"time_grid"}, (
+    rules = {row.name for row in SYSTEMS.values() if row.slot not in ("draft", "accept")}
+    assert rules - swept - fitted == {"time_grid"}, (
         "Dream's grid settles as many as it says: quota in another guise"
     )
 

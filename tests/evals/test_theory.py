@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradec.composition import compose
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
-from paradec.decode.unmasking.compose import compose
 from paradec.evals.parallelbench import theory
 from paradec.types import Prompt
 

@@ -12,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 import paradec
 from configs import learned_filter as configs
 from paradec import params
+from paradec.catalog import SYSTEMS
+from paradec.composition import compose, parse
 from paradec.data.padded import Padded
-from paradec.decode.canvas import FACTS, fact
-from paradec.decode.unmasking.compose import PARTS, compose, parse
-from paradec.errors import InputError, WeightsError
+from paradec.decode.seams import FACTS, SelectAround
+from paradec.errors import InputError, UnknownName, WeightsError
 from paradec.io.confidence_filter import TrainedFilter, load_filter, save_filter
 from paradec.io.hf import save_hf
 from paradec.io.medusa import fingerprint
@@ -29,6 +30,7 @@ from paradec.lm import Request
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from paradec.models.transformer import Transformer
+from paradec.system import Component
 from tests.decode.canvases import denoiser, on_chain, same
 from tests.test_train import newest, program
 
@@ -149,17 +151,15 @@ def test_the_rule_that_is_watched_decides_as_if_alone(lm, names, options):
         np.testing.assert_allclose(*first, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("name", [part.name for part in PARTS.values() if part.slot == "select"])
+@pytest.mark.parametrize("name", [row.name for row in SYSTEMS.values() if row.slot == "select"])
 def test_what_a_rule_says_of_itself_is_handed_on(name):
     filter, text = ConfidenceFilter(4, 2), jnp.zeros((1, 4), jnp.int32)
-    trained = {"filter": filter, "weights": params.init(filter.specs(), jax.random.key(0))}
+    trained = {"filter": Component(filter, params.init(filter.specs(), jax.random.key(0)))}
     given = {"oracle": {"reference": text}, "learned_filter": trained}.get(name, {})
-    rule = PARTS[name].make(**given)
+    rule = SYSTEMS[name].make(**given)
     seen = watched.Watched(rule, text, 4, 4)
-    assert {f: fact(seen, f) for f in FACTS} == {f: fact(rule, f) for f in FACTS}
-    stated = {n for n in dir(type(rule)) if not n.startswith("_") and not callable(getattr(type(rule), n))}
-    fields = {f.name for f in dataclasses.fields(rule)}
-    assert stated - fields <= set(FACTS), "a fact that no wrapper knows"
+    assert {f: getattr(seen, f) for f in FACTS} == {f: getattr(rule, f) for f in FACTS}
+    assert set(FACTS) <= set(vars(SelectAround)), "a fact that no wrapper knows"
 
 
 def test_batches_go_on_where_they_were(folder):
@@ -234,14 +234,14 @@ def copying(tau, length=8):
     weights = FilterWeights(
         jnp.eye(length) * 4e3, jnp.full(length, -4e3 * tau), jnp.eye(length), jnp.full(length, -2.0)
     )
-    return {"filter": ConfidenceFilter(length, length), "weights": weights}
+    return {"filter": Component(ConfidenceFilter(length, length), weights)}
 
 
 def test_a_filter_finds_its_block_on_a_whole_canvas():
     """End-of-text prediction needs every position in the window, which then does not begin with the block."""
     cut = {"end_of_text.tau": 0.9}
     same(
-        on_chain("learned_filter+end_of_text", copying(0.9 - 1e-3) | cut, eos=(3,)),
+        on_chain("learned_filter+end_of_text", cut, components=copying(0.9 - 1e-3), eos=(3,)),
         on_chain("threshold+end_of_text", {"threshold.tau": 0.9} | cut, eos=(3,)),
     )
 
@@ -264,7 +264,7 @@ def test_a_file_read_back_is_the_same(lm, trained, tmp_path):
     asked = dict(method="learned_filter", max_new_tokens=NEW, batch_size=5)
     from_file = lm.generate(PROMPTS, method_args={"filter": str(path), "tau": 0.5}, **asked)
     options = parse("learned_filter", [f"learned_filter.filter={path}", "tau=0.5", f"block={BLOCK}"])
-    opened = {"filter": trained.filter, "weights": jax.tree.map(jnp.asarray, trained.weights), "tau": 0.5}
+    opened = {"filter": Component(trained.filter, jax.tree.map(jnp.asarray, trained.weights)), "tau": 0.5}
     for other in (options, {"filter": trained, "tau": 0.5}, opened | {"block": BLOCK}):
         again = lm.generate(PROMPTS, method_args=other, **asked)
         assert [(r.token_ids, r.settled) for r in again] == [(r.token_ids, r.settled) for r in from_file]
@@ -278,7 +278,7 @@ def test_what_does_not_fit_is_refused(lm, trained, tmp_path):
         other.generate(PROMPTS[0], method="learned_filter", method_args={"filter": trained}, max_new_tokens=4)
     with pytest.raises(InputError, match="pass filter=FILE"):
         compose(denoiser()[0], "learned_filter", block=8)
-    with pytest.raises(InputError, match="Option weights of learned_filter cannot be"):
+    with pytest.raises(UnknownName, match="option of learned_filter named"):
         parse("learned_filter", ["weights=3"])
     path = tmp_path / "filter.safetensors"
     with pytest.raises(WeightsError, match="is missing"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paradec import params
-from paradec.decode.unmasking.compose import compose
+from paradec.composition import compose
 from paradec.errors import InputError
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.dit import DiT, DiTBlocks, DiTWeights

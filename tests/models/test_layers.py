@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradec import catalog
+from paradec import composition
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
+from paradec.decode.seams import Method
 from paradec.decoder import Decoder, step_weights
 from paradec.models import lora
 from paradec.models.dit import DiT
@@ -62,7 +63,7 @@ def test_of_adapted_weights_too():
 
 def test_laid_out_weights_are_the_same_memory_and_kept_as_long_as_they_are_used():
     model = Transformer(64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48)
-    method, kept = catalog.build("ar", model, ()), {}
+    method, kept = composition.build("ar", model, ()), {}
     weights = {"target": drawn(model.specs(), 0)}
     laid = step_weights(method, weights, kept)["target"]
     place = lambda x: x.unsafe_buffer_pointer()
@@ -80,9 +81,9 @@ def test_laid_out_weights_are_the_same_memory_and_kept_as_long_as_they_are_used(
 def test_weights_on_several_devices_and_canvases_stay_stacks():
     model, weights = tiny_transformer()
     spread = jax.device_put(weights, jax.sharding.NamedSharding(jax.make_mesh((2,), ("x",)), jax.P()))
-    ar = catalog.build("ar", model, ())
+    ar = composition.build("ar", model, ())
     assert step_weights(ar, {"target": spread}, {})["target"] is spread
-    assert step_weights(object(), {"target": weights}, {})["target"] is weights
+    assert step_weights(Method(), {"target": weights}, {})["target"] is weights
 
 
 def test_decoded_tokens_are_those_of_the_stack(monkeypatch):
@@ -90,7 +91,7 @@ def test_decoded_tokens_are_those_of_the_stack(monkeypatch):
     prompt, key, law = ragged_prompts(0, 97), row_keys(0, range(5)), sampling(5)
     texts = []
     for laid in (True, False):
-        decoder = Decoder("ar", catalog.build("ar", model, ()), {"target": weights})
+        decoder = Decoder("ar", composition.build("ar", model, ()), {"target": weights})
         if not laid:
             monkeypatch.setattr("paradec.decoder.step_weights", lambda method, params, kept: params)
         state = decoder.start(prompt, np.asarray(prompt.length) + 20, key, law, 48, 16)

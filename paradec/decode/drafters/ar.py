@@ -6,26 +6,33 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from paradec import struct
+from paradec.decode.seams import ChainDrafter
 from paradec.decode.trees import chain
-from paradec.types import DecodeState, Scored, Tree, Verdict
+from paradec.system import EXACT, ExactTo, System
+from paradec.types import DecodeState, Tree
 
 
 @struct.dataclass
-class NoDraft:
+class NoDraft(ChainDrafter):
     """A drafter of nothing: one token per call."""
 
-    depth: int = struct.field(pytree_node=False, default=0)
-    span: int = struct.field(pytree_node=False, default=0)
-    nodes: int = struct.field(pytree_node=False, default=1)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
-
-    def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
-        return ()
+    depth = 0
 
     def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
         return chain(state, jnp.zeros((state.tokens.shape[0], 0), jnp.int32)), None
 
-    def observe(
-        self, params: PyTree, state: DecodeState, tree: Tree | None, scored: Scored, verdict: Verdict, scratch: PyTree
-    ) -> PyTree:
-        return state.carry
+
+SYSTEMS = (
+    System(
+        name="ar",
+        title="Plain autoregressive decoding",
+        slot="draft",
+        family="baseline",
+        make=NoDraft,
+        exact_to=ExactTo("ar", "ar"),
+        laws=EXACT,
+        about="One token a call: x_t is argmax or a sample of p(x_t | x_<t). Every exact method returns its tokens.",
+        cost="One call of one row for every token.",
+        proof="pytest tests/decode/test_laws.py -k ar",
+    ),
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,12 +11,14 @@ from jaxtyping import Array, Int, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import DRAFT, NEXT, next_tokens, warp
-from paradec.decode.trees import ChainSizes, chain, last_token
+from paradec.decode.seams import Accept, ChainDrafter
+from paradec.decode.trees import chain, last_token
+from paradec.system import EXACT, ExactTo, System
 from paradec.types import DecodeState, Model, Rows, Scored, Tree, Verdict
 
 
 @struct.dataclass
-class DraftModel(ChainSizes):
+class DraftModel(ChainDrafter):
     """`num_draft` tokens from another model, whose parameters are `params["draft"]`.
 
     It samples like the target. With `shared_noise` it uses the target's own noise, which makes equal laws draw equal
@@ -29,8 +33,19 @@ class DraftModel(ChainSizes):
     model: Model = struct.field(pytree_node=False)
     num_draft: int = struct.field(pytree_node=False, default=4)
     shared_noise: bool = struct.field(pytree_node=False, default=True)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
     vocab_size: int = struct.field(pytree_node=False, default=0)
+
+    @classmethod
+    def of(
+        cls, target: Model, draft: Model, accept: Accept, num_draft: int = 4, shared_noise: bool | None = None
+    ) -> DraftModel:
+        """The drafter with `draft` for `target`; unless told, it shares the target's noise where `accept` allows."""
+        shared = not accept.own_noise if shared_noise is None else shared_noise
+        return cls(draft, num_draft, shared, target.vocab_size)
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return {"draft": self.model}
 
     @property
     def depth(self) -> int:
@@ -113,3 +128,26 @@ class DraftModel(ChainSizes):
         rows = self._read(Rows.chain(token))
         _, delta = self.model.extend(params["draft"], state.carry, rows, live=verdict.count > 0)
         return self.model.commit(state.carry, delta, None, verdict.count)
+
+
+SYSTEMS = (
+    System(
+        name="draft_model",
+        title="Speculative decoding",
+        slot="draft",
+        arxiv="2211.17192",
+        family="draft model",
+        make=DraftModel.of,
+        needs=("target", "draft", "accept"),
+        exact_to=ExactTo("ar", "ar"),
+        laws=EXACT,
+        about="A smaller model writes num_draft tokens one after the other, and the target verifies them in one call: "
+        "with accept=match those that equal its own tokens, with accept=rejection each x with min(1, p(x) / q(x)).",
+        meanings={
+            "num_draft": "tokens drafted a call",
+            "shared_noise": "draw with the target's own noise; unset: unless the accept rule asks for the draft's law",
+        },
+        cost="A call is num_draft + 1 rows wide, and num_draft calls of the draft model come before it.",
+        proof="pytest tests/decode/test_drafters.py -k draft",
+    ),
+)

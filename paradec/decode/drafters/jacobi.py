@@ -8,7 +8,9 @@ from jaxtyping import Array, Int, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import DRAFT, uniform
-from paradec.decode.trees import ChainSizes, chain
+from paradec.decode.seams import ChainDrafter
+from paradec.decode.trees import chain
+from paradec.system import EXACT, ExactTo, System
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -20,7 +22,7 @@ def text_tokens(state: DecodeState, position: Int[Array, "B W"]) -> Int32[Array,
 
 
 @struct.dataclass
-class Jacobi(ChainSizes):
+class Jacobi(ChainDrafter):
     """A sliding window of `window` guesses, each replaced by the target's choice of the call before.
 
     The fixed point of the iteration is the autoregressive text; every call commits the leading guesses that agree and
@@ -30,7 +32,6 @@ class Jacobi(ChainSizes):
     """
 
     window: int = struct.field(pytree_node=False, default=8)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def depth(self) -> int:
@@ -58,3 +59,22 @@ class Jacobi(ChainSizes):
         moved = verdict.count > 0
         window = jnp.where(moved[:, None], jnp.where(at <= self.window, newest, fresh), window)
         return window, filled | moved
+
+
+SYSTEMS = (
+    System(
+        name="jacobi",
+        title="Jacobi decoding",
+        slot="draft",
+        arxiv="2305.10427",
+        family="fixed point",
+        make=Jacobi,
+        exact_to=ExactTo("ar", "ar"),
+        laws=EXACT,
+        about="x_i <- argmax p(. | x_<i) for a window of positions at once; the fixed point of this iteration is the "
+        "autoregressive text, and every call commits the guesses that agree with it and one token more.",
+        meanings={"window": "guesses that a call corrects at once"},
+        cost="A call is window + 1 rows wide; no weights of its own.",
+        proof="pytest tests/decode/test_drafters.py -k jacobi",
+    ),
+)

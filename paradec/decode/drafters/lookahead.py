@@ -8,7 +8,9 @@ from jaxtyping import Array, Bool, Int, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.drafters.jacobi import text_tokens
+from paradec.decode.seams import Drafter
 from paradec.decode.trees import last_token, trie
+from paradec.system import EXACT, ExactTo, System
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -23,7 +25,7 @@ class LookaheadCarry:
 
 
 @struct.dataclass
-class Lookahead:
+class Lookahead(Drafter):
     """n-grams harvested from the diagonals of `ngram - 1` Jacobi iterates of width `window`; `guesses` tried per call.
 
     Tree: root, then the window (auxiliary: row r of column j hangs on row r-1 of its column, row 0 on its left
@@ -37,7 +39,11 @@ class Lookahead:
     window: int = struct.field(pytree_node=False, default=7)
     guesses: int = struct.field(pytree_node=False, default=7)
     pool: int = struct.field(pytree_node=False, default=128)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for n-grams that no iterate would ever complete."""
+        if self.ngram < 3:
+            raise ValueError("Option ngram of lookahead must be at least 3: with 2 there is no window row to iterate.")
 
     @property
     def rows(self) -> int:
@@ -130,3 +136,27 @@ def _remember(
         return jnp.where(here[:, :, None], gram[:, None], pool), jnp.where(here, now[:, None], age)
 
     return lax.fori_loop(0, grams.shape[1], add, (pool, age))
+
+
+SYSTEMS = (
+    System(
+        name="lookahead",
+        title="Lookahead decoding",
+        slot="draft",
+        arxiv="2402.02057",
+        family="fixed point",
+        make=Lookahead,
+        exact_to=ExactTo("ar", "ar"),
+        laws=EXACT,
+        about="A window of Jacobi iterates runs beside the text; the n-grams on its diagonals go to a pool, and those "
+        "that begin with the text's last token are verified in the same call, as a trie.",
+        meanings={
+            "ngram": "length of the n-grams, at least 3; ngram - 1 iterates are kept",
+            "window": "positions of an iterate",
+            "guesses": "n-grams verified a call",
+            "pool": "n-grams that a row remembers",
+        },
+        cost="A call is (ngram - 1) (window + guesses) rows wide; no weights of its own.",
+        proof="pytest tests/decode/test_drafters.py -k lookahead",
+    ),
+)

@@ -10,9 +10,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from paradec import struct
+from paradec.decode.seams import Drafter
 from paradec.decode.trees import last_token
 from paradec.models.heads import DraftHeads, MedusaHeads
 from paradec.models.ranked_tree import Path, ranked
+from paradec.system import EXACT, ExactTo, System
 from paradec.types import DecodeState, Scored, Tree, Verdict
 
 
@@ -25,7 +27,7 @@ class MedusaCarry:
 
 
 @struct.dataclass
-class Medusa:
+class Medusa(Drafter):
     """A tree of the heads' guesses: the path (0, 2) is head 0's first guess, then head 1's third.
 
     `params["heads"]` are `DraftHeads`; `base` is the target, whose vocabulary head they may use. The guesses for the
@@ -38,7 +40,11 @@ class Medusa:
     tree: tuple[Path, ...] = struct.field(pytree_node=False)
     num_draft: int = struct.field(pytree_node=False, default=63)
     base: Any = struct.field(pytree_node=False, default=None)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    @classmethod
+    def of(cls, target: Any, heads: tuple[MedusaHeads, tuple[Path, ...]], num_draft: int = 63) -> Medusa:
+        """The drafter with these heads and this tree of theirs for `target`."""
+        return cls(*heads, num_draft, target)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -100,3 +106,23 @@ class Medusa:
         logits = self.heads.logits(own.weights, hidden, table)[: self.depth]
         best = jnp.moveaxis(lax.top_k(logits, self.ranks)[1], 0, 1)
         return best if short is None else short.token[best]
+
+
+SYSTEMS = (
+    System(
+        name="medusa",
+        title="Medusa heads",
+        slot="draft",
+        arxiv="2401.10774",
+        family="heads",
+        make=Medusa.of,
+        needs=("target", "heads"),
+        exact_to=ExactTo("ar", "ar"),
+        laws=EXACT,
+        about="Head k guesses the token k + 1 places ahead from the hidden state that the target has computed anyway: "
+        "p_k(x) = softmax(W_k (h + silu(A_k h))); the heads' best guesses are combined in a fixed tree.",
+        meanings={"num_draft": "nodes of the tree, best first, besides its root"},
+        cost="A call is num_draft + 1 rows wide, and the heads read one hidden state a row.",
+        proof="pytest tests/decode/test_medusa.py",
+    ),
+)

@@ -7,12 +7,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
 from paradec import struct
-from paradec.decode.trees import ChainSizes, chain
-from paradec.types import DecodeState, Scored, Tree, Verdict
+from paradec.decode.seams import ChainDrafter
+from paradec.decode.trees import chain
+from paradec.system import EXACT, ExactTo, System
+from paradec.types import DecodeState, Tree
 
 
 @struct.dataclass
-class PromptLookup(ChainSizes):
+class PromptLookup(ChainDrafter):
     """Drafts what followed the most recent earlier occurrence of the text's suffix, the longest match first.
 
     The draft adapts: a match of fewer than `min_ngram` tokens drafts nothing, and a step in which no row drafts is a
@@ -27,20 +29,21 @@ class PromptLookup(ChainSizes):
     max_ngram: int = struct.field(pytree_node=False, default=8)
     min_ngram: int = struct.field(pytree_node=False, default=3)
     latest: bool = struct.field(pytree_node=False, default=True)
-    taps: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    widths = (1,)  # a step in which no row drafts is as narrow as plain decoding
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for match lengths that find nothing, or that are too many to be compared one by one."""
+        if self.min_ngram > self.max_ngram:
+            raise ValueError("Option min_ngram of prompt_lookup is above max_ngram, so it never drafts; lower it.")
+        if self.max_ngram > 64:
+            raise ValueError(
+                "Option max_ngram of prompt_lookup must be at most 64: each length is compared on its own."
+            )
 
     @property
     def depth(self) -> int:
         return self.num_draft
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Call widths below the full one: that of a step in which nobody drafts."""
-        return (1,)
-
-    def init(self, params: PyTree, batch: int, slots: int) -> PyTree:
-        """Nothing: the text is the state."""
-        return ()
 
     def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
         draft, found = self.look_up(state)
@@ -63,7 +66,25 @@ class PromptLookup(ChainSizes):
         source = at + 1 + lax.iota(jnp.int32, self.num_draft)[None] % period
         return jnp.take_along_axis(tokens, jnp.minimum(source, tokens.shape[1] - 1), axis=1), found
 
-    def observe(
-        self, params: PyTree, state: DecodeState, tree: Tree | None, scored: Scored, verdict: Verdict, scratch: PyTree
-    ) -> PyTree:
-        return state.carry
+
+SYSTEMS = (
+    System(
+        name="prompt_lookup",
+        title="Prompt lookup decoding",
+        slot="draft",
+        family="lookup",
+        make=PromptLookup,
+        exact_to=ExactTo("ar", "ar"),
+        laws=EXACT,
+        about="Where the text's last n tokens have occurred before, what followed them there is the draft; the longest "
+        "n up to max_ngram wins, and of equals the most recent.",
+        meanings={
+            "num_draft": "tokens drafted a call",
+            "max_ngram": "longest match that is told apart, at most 64",
+            "min_ngram": "shortest match that drafts anything",
+            "latest": "the most recent of equal matches, not the first",
+        },
+        cost="A call is num_draft + 1 rows wide in a step in which a row drafts, else one; no weights of its own.",
+        proof="pytest tests/decode/test_drafters.py -k lookup",
+    ),
+)

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 
 from paradec import struct
+from paradec.decode.seams import Region
 from paradec.decode.view import View, bar, best
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class AdaBlock:
+class AdaBlock(Region):
     """A block ends with the surest predicted delimiter within `ahead` positions, if its confidence is `tau`, else
     after `size` (arXiv 2509.26432).
 
@@ -44,3 +46,25 @@ class AdaBlock:
         pick = best(view.sure, ends & (view.confidence >= self.tau))
         past = jnp.max(jnp.where(pick, view.position + 1, 0), axis=-1)
         return jnp.where(pick.any(-1), past, view.lo + self.size)
+
+
+SYSTEMS = (
+    System(
+        name="ada_block",
+        title="AdaBlock",
+        slot="region",
+        arxiv="2509.26432",
+        make=AdaBlock.of,
+        laws=RULE,
+        about="A block ends with the most confident predicted delimiter within `ahead` positions, if its confidence is "
+        "tau, else after `size`.",
+        meanings={
+            "delimiter": "token ids that end a block, such as the newline's",
+            "tau": "confidence that is enough; above 1 blocks of `size`",
+            "size": "block length where there is no such delimiter",
+            "ahead": "positions that are searched",
+        },
+        cost="Calls predict max(size, ahead) positions.",
+        proof="pytest tests/decode/test_unmasking.py -k ada_block",
+    ),
+)

@@ -7,12 +7,14 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
+from paradec.decode.seams import Rewrite
 from paradec.decode.view import View, likelihood
 from paradec.ops.argmax import argmax
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Credit:
+class Credit(Rewrite):
     """Adds `alpha` log(1 + credit) to the logits (arXiv 2510.06133); any select rule may follow.
 
     At each call the block's credit decays by `beta`, then every open position gives its likeliest token p**`gamma`, and
@@ -43,3 +45,23 @@ class Credit:
         gain = jnp.where(view.eligible, p**self.gamma, 0.0)
         credit = credit + jnp.where(token == top[..., None], gain[..., None], 0.0)
         return view.logits + self.alpha * jnp.log1p(credit), credit
+
+
+SYSTEMS = (
+    System(
+        name="credit",
+        title="CreditDecoding",
+        slot="rewrite",
+        arxiv="2510.06133",
+        make=Credit.of,
+        laws=RULE,
+        about="C <- beta C + p^gamma for the likeliest token of every masked position, then logits + alpha log(1 + C).",
+        meanings={
+            "alpha": "weight of the credit",
+            "gamma": "power of the probability that is credited",
+            "beta": "share of the credit that a call leaves, below 1",
+        },
+        cost="One float a position and token.",
+        proof="pytest tests/decode/test_unmasking.py -k credit",
+    ),
+)

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View, count, rank
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import View, count, rank
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Factor:
+class Factor(Select):
     """Settles the longest prefix of n positions in falling confidence with (n + 1)(1 - c_n) <= `f` (arXiv 2505.22618).
 
     By the paper's theorem 1, up to f = 1 the tokens that are likeliest one by one are also likeliest together.
@@ -26,9 +28,6 @@ class Factor:
         """A factor from a plain number."""
         return cls(jnp.float32(f), compat)
 
-    def init(self, batch: int, window: int, vocab: int) -> PyTree:
-        return ()
-
     def __call__(self, view: View, carry: PyTree) -> Choice:
         place = rank(view.sure, view.eligible)
         # Confidence falls with the rank and the bar rises, so what passes is a prefix; the first always does.
@@ -38,3 +37,19 @@ class Factor:
             passed, masks = count(accept), count(view.eligible)
             accept = accept | (view.eligible & (place == masks[:, None] - 1) & (passed >= masks - 1)[:, None])
         return Choice(accept)
+
+
+SYSTEMS = (
+    System(
+        name="factor",
+        title="Fast-dLLM: factor",
+        slot="select",
+        arxiv="2505.22618",
+        make=Factor.of,
+        laws=RULE,
+        about="The longest prefix of n positions in falling confidence with (n + 1)(1 - c_n) <= f.",
+        meanings={"f": "the bound; up to 1 the tokens are also likeliest together", "compat": "as the published code"},
+        cost="None beside the call.",
+        proof="pytest tests/decode/test_originals.py -k factor",
+    ),
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,7 +11,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from paradec import struct
 from paradec.decode.canvas import Canvas, Front, keep
-from paradec.decode.canvas_cache import Reply
+from paradec.decode.seams import Method, Reply
+from paradec.system import ExactTo, System
 from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling
 
 
@@ -22,7 +25,7 @@ class Held:
 
 
 @struct.dataclass
-class FreeDave:
+class FreeDave(Method):
     """Returns the texts of `base` from fewer calls (arXiv 2510.00294).
 
     From one reply the base's transition is applied again and again, which gives the next state for certain and guesses
@@ -36,8 +39,17 @@ class FreeDave:
     no cache is kept (the paper's eager mode). With a cache a chain ends at the border.
     """
 
+    kind: ClassVar[str] = "canvas"
+
     base: Canvas
     drafts: int = struct.field(pytree_node=False, default=4)
+
+    @classmethod
+    def of(cls, base: Canvas, drafts: int = 4) -> FreeDave:
+        """The method around `base`. Raises `ValueError` for fewer drafts than one."""
+        if drafts < 1:
+            raise ValueError(f"freedave looks at one state or more; drafts={drafts} was given.")
+        return cls(base, drafts)
 
     @property
     def target(self) -> Denoiser:
@@ -155,3 +167,22 @@ def agree(a: DecodeState, b: DecodeState) -> Bool[Array, "B"]:
     x, y = a.carry, b.carry
     fronts = (x.lo == y.lo) & (x.hi == y.hi) & (x.fresh == y.fresh) & (a.limit == b.limit)
     return fronts & jnp.all(tokens & (open_a == open_b), axis=-1)
+
+
+SYSTEMS = (
+    System(
+        name="freedave",
+        title="FreeDave",
+        slot="wrap",
+        arxiv="2510.00294",
+        make=FreeDave.of,
+        needs=("base",),
+        exact_to=ExactTo("base", "base"),
+        laws=("base", "trace", "budget", "rows"),
+        about="The engine's own step is applied again and again to one reply, which guesses the next states; one call "
+        "as many times wider looks at all of them, and the chain is followed as far as guess and truth agree.",
+        meanings={"drafts": "states that a call looks at; 1 is the base itself"},
+        cost="A call is `drafts` times as wide; no decode takes more calls than its base.",
+        proof="pytest tests/decode/test_freedave.py",
+    ),
+)

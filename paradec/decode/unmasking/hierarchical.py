@@ -7,11 +7,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View, bar
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import View, bar
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Hierarchical:
+class Hierarchical(Select):
     """Settles every position above `tau`, and the best of each run of neighbouring masks if it is above `low`.
 
     Source: dInfer (arXiv 2510.08666). `low` above 1 is `Threshold(tau, strict=True)`.
@@ -24,9 +26,6 @@ class Hierarchical:
     def of(cls, tau: float = 0.9, low: float = 0.4) -> Hierarchical:
         """The rule from plain numbers."""
         return cls(bar(tau), bar(low, "low"))
-
-    def init(self, batch: int, window: int, vocab: int) -> PyTree:
-        return ()
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         sure = view.confidence > self.tau
@@ -41,3 +40,19 @@ class Hierarchical:
         mine, other = view.sure[:, :, None], view.sure[:, None]
         beaten = together & ((other > mine) | ((other == mine) & (slot[None, None] < slot[None, :, None])))
         return view.eligible & ~beaten.any(-1)
+
+
+SYSTEMS = (
+    System(
+        name="hierarchical",
+        title="dInfer: hierarchical",
+        slot="select",
+        arxiv="2510.08666",
+        make=Hierarchical.of,
+        laws=RULE,
+        about="Positions above tau, and the most confident of each run of neighbouring masks if it is above low.",
+        meanings={"tau": "confidence that is exceeded", "low": "confidence that the best of a run exceeds"},
+        cost="None beside the call.",
+        proof="pytest tests/decode/test_published.py -k hierarchical",
+    ),
+)

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View, bar
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import View, bar
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Klass:
+class Klass(Select):
     """Settles positions of confidence above `tau` whose law moved by less than `kl` nats in each of the last
     `history` calls, KL(now || before); with none, the surest (arXiv 2511.05664).
 
@@ -49,3 +51,24 @@ class Klass:
         calm = jnp.where((view.position != position) | (moved >= self.kl), 0, calm + 1)
         stable = (calm >= self.history) & (step >= self.history)[:, None]
         return Choice(view.eligible & (view.confidence > self.tau) & stable, carry=(now, view.position, calm, step))
+
+
+SYSTEMS = (
+    System(
+        name="klass",
+        title="KLASS",
+        slot="select",
+        arxiv="2511.05664",
+        make=Klass.of,
+        laws=RULE,
+        about="Positions of confidence above tau whose law has moved by less than kl nats, KL(now || before), in each "
+        "of the last `history` calls.",
+        meanings={
+            "tau": "confidence that is exceeded",
+            "kl": "nats that a law may move between calls",
+            "history": "calls in a row for which it must hold",
+        },
+        cost="The log laws of the call before: one float a position and token.",
+        proof="pytest tests/decode/test_published.py -k klass",
+    ),
+)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree, Shaped
 
 from paradec import struct
-from paradec.decode.view import Choice, View, best
+from paradec.decode.seams import Choice, Cut, Select
+from paradec.decode.view import View, bar, best
 from paradec.models.heads import ConfidenceFilter, FilterWeights
+from paradec.system import RULE, Component, System
 from paradec.types import OPEN
 
 
 @struct.dataclass
-class LearnedFilter:
+class LearnedFilter(Select):
     """Settles positions for which a filter of the block's confidences says more than `tau` (arXiv 2509.25188).
 
     The filter reads exactly one block, so blocks must be as long as its input. Settled positions show it the
@@ -26,13 +30,15 @@ class LearnedFilter:
     filter: ConfidenceFilter = struct.field(pytree_node=False)
     tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.96))
 
+    @classmethod
+    def of(cls, filter: Component, tau: float = 0.96) -> LearnedFilter:
+        """The rule with a trained filter and its weights."""
+        return cls(filter.params, filter.structure, bar(tau))
+
     @property
     def reads(self) -> int:
         """The block length it was trained for."""
         return self.filter.length
-
-    def init(self, batch: int, window: int, vocab: int) -> PyTree:
-        return ()
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         sure = jax.nn.sigmoid(self.filter(self.weights, observed(view, self.filter.length))) > self.tau
@@ -56,7 +62,7 @@ def of_block(view: View, x: Shaped[Array, "B W"], length: int, beyond: float | b
 
 
 @struct.dataclass
-class EndOfText:
+class EndOfText(Cut):
     """Learn2PD's end-of-text prediction: the row's limit falls to just behind a predicted end-of-text token.
 
     Where a call settles one, the first of them is the end. Where it does not, the surest open position that proposes
@@ -69,6 +75,13 @@ class EndOfText:
     tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.0))
     leftmost: bool = struct.field(pytree_node=False, default=False)
 
+    @classmethod
+    def of(cls, eos: Iterable[int], tau: float = 0.0, leftmost: bool = False) -> EndOfText:
+        """The cut from plain numbers; `eos` are token ids. Raises `ValueError` without any."""
+        if not (ids := sorted(eos)):
+            raise ValueError("end_of_text needs end-of-text token ids: give eos.")
+        return cls(jnp.asarray(ids, jnp.int32), bar(tau), leftmost)
+
     def __call__(self, view: View, accept: Bool[Array, "B W"]) -> Int[Array, "B"]:
         """The new limit of each row, at most the old one."""
         says = view.open & jnp.isin(view.token, self.eos)
@@ -78,3 +91,34 @@ class EndOfText:
         chosen = accept & says
         end = jnp.where(chosen.any(-1), last(chosen), last(pick))
         return jnp.minimum(view.limit, end + 1)
+
+
+SYSTEMS = (
+    System(
+        name="learned_filter",
+        title="Learn2PD: learned filter",
+        slot="select",
+        arxiv="2509.25188",
+        make=LearnedFilter.of,
+        needs=("filter",),
+        laws=RULE,
+        about="Positions for which a two-layer network of the block's confidences says more than tau that their token "
+        "is final.",
+        meanings={"tau": "what the filter must exceed; 1 and more is one position a call"},
+        cost="Two small matrix products a block.",
+        proof="pytest tests/learn/test_learned_filter.py",
+    ),
+    System(
+        name="end_of_text",
+        title="Learn2PD: end-of-text prediction",
+        slot="cut",
+        arxiv="2509.25188",
+        make=EndOfText.of,
+        needs=("eos",),
+        laws=RULE,
+        about="A row's limit falls to just behind a predicted end-of-text token.",
+        meanings={"tau": "confidence that is enough where none is committed", "leftmost": "the first, not the surest"},
+        cost="Calls predict the whole canvas.",
+        proof="pytest tests/decode/test_unmasking.py -k end_of_text",
+    ),
+)

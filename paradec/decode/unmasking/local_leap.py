@@ -7,11 +7,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View, bar
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import View, bar
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class LocalLeap:
+class LocalLeap(Select):
     """Settles positions of confidence `kappa`, and those of `tau` within `radius` of one of them (arXiv 2510.07081).
 
     A settled position is no anchor, and the neighbourhood does not reach out of the block. `radius` 0 or
@@ -29,9 +31,6 @@ class LocalLeap:
             raise ValueError(f"local_leap wants radius >= 0 and tau <= kappa; {radius}, {tau}, {kappa} were given.")
         return cls(bar(kappa, "kappa"), bar(tau), radius)
 
-    def init(self, batch: int, window: int, vocab: int) -> PyTree:
-        return ()
-
     def __call__(self, view: View, carry: PyTree) -> Choice:
         anchor = view.eligible & (view.confidence >= self.kappa)
         near = anchor | (view.eligible & (view.confidence >= self.tau) & self._around(anchor))
@@ -43,3 +42,23 @@ class LocalLeap:
             anchor.astype(jnp.int32), 0, lax.max, (1, size), (1, 1), ((0, 0), (self.radius, self.radius))
         )
         return pooled > 0
+
+
+SYSTEMS = (
+    System(
+        name="local_leap",
+        title="LocalLeap",
+        slot="select",
+        arxiv="2510.07081",
+        make=LocalLeap.of,
+        laws=RULE,
+        about="Positions of confidence kappa, and those of tau within `radius` of one of them.",
+        meanings={
+            "kappa": "confidence of an anchor",
+            "tau": "confidence that is enough beside an anchor",
+            "radius": "positions to each side that are beside it",
+        },
+        cost="None beside the call.",
+        proof="pytest tests/decode/test_published.py -k local_leap",
+    ),
+)

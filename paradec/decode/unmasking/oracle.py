@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Int32, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View, best
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import View, best
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Oracle:
+class Oracle(Select):
     """Settles every position whose proposal is the reference's token; where none is, the surest one is given it.
 
     Source: Learn2PD (arXiv 2509.25188), where its traces teach the filter. The final text is always the reference.
@@ -19,8 +23,12 @@ class Oracle:
 
     reference: Int32[Array, "B S"]
 
-    def init(self, batch: int, window: int, vocab: int) -> PyTree:
-        return ()
+    @classmethod
+    def of(cls, reference: Any) -> Oracle:
+        """The rule for one reference text a row, token ids B S. Raises `ValueError` for anything else."""
+        if jnp.ndim(reference) != 2 or not jnp.issubdtype(jnp.result_type(reference), jnp.integer):
+            raise ValueError("oracle's reference is a text a row: an array of token ids with two axes.")
+        return cls(jnp.asarray(reference, jnp.int32))
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         at = jnp.minimum(view.position, self.reference.shape[1] - 1)
@@ -29,3 +37,20 @@ class Oracle:
         stuck = ~same.any(-1, keepdims=True)
         given = best(view.sure, view.eligible) & stuck
         return Choice(same | given, token=jnp.where(view.open, right, view.current))
+
+
+SYSTEMS = (
+    System(
+        name="oracle",
+        title="Extremely greedy parallel decoding",
+        slot="select",
+        arxiv="2509.25188",
+        make=Oracle.of,
+        laws=RULE,
+        about="Every position whose proposal is the token of a reference text; where there is none, the most confident "
+        "one is given it. What no rule can beat.",
+        meanings={"reference": "the text, token ids B S"},
+        cost="A text that is known beforehand: a bound, not a method.",
+        proof="pytest tests/decode/test_unmasking.py -k oracle",
+    ),
+)

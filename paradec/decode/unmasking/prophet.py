@@ -7,11 +7,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from paradec import struct
+from paradec.decode.seams import Stop
 from paradec.decode.view import View
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Prophet:
+class Prophet(Stop):
     """Settles every open position at once when the answer's tokens are far enough ahead (arXiv 2508.19982).
 
     Far enough: the mean gap between the two best logits over `width` positions from `answer` on (counted from the
@@ -47,3 +49,27 @@ class Prophet:
         made = (view.turn + 1).astype(jnp.float32) / jnp.maximum(steps, 1).astype(jnp.float32)
         bar = jnp.where(made < 0.33, self.bar[0], jnp.where(made < 0.67, self.bar[1], self.bar[2]))
         return (gap >= bar) & (size > 0)
+
+
+SYSTEMS = (
+    System(
+        name="prophet",
+        title="Prophet",
+        slot="stop",
+        arxiv="2508.19982",
+        make=Prophet.of,
+        laws=RULE,
+        about="Commits all that is masked once the mean gap of the two best logits over the answer's positions reaches "
+        "a threshold, which falls in three stages.",
+        meanings={
+            "early": "gap that is enough in the first third of the steps",
+            "mid": "in the second third",
+            "late": "in the last third",
+            "answer": "where the answer begins: from the prompt's end, or negative from the row's end",
+            "width": "its positions",
+            "steps": "steps of a whole decode; 0: as many as there are positions",
+        },
+        cost="Calls predict the whole canvas.",
+        proof="pytest tests/decode/test_unmasking.py -k prophet",
+    ),
+)

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, PyTree
 
 from paradec import struct
-from paradec.decode.view import SCORES, Choice, View, count, rank
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import SCORES, View, count, rank
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Quota:
+class Quota(Select):
     """Settles the `per_call` best positions, or, with `steps` above 0, spreads each block evenly over so many calls.
 
     Of n masks step s of S settles n // S, and one more if s < n mod S (LLaDA, arXiv 2502.09992, "low-confidence
@@ -41,3 +43,24 @@ class Quota:
         k = jnp.where(self.steps > 0, share, self.per_call)
         accept = rank(view.order(self.score), view.eligible) < k[:, None]
         return Choice(accept, carry=(masks, step + 1))
+
+
+SYSTEMS = (
+    System(
+        name="quota",
+        title="LLaDA: a schedule of confidence",
+        slot="select",
+        arxiv="2502.09992",
+        make=Quota.of,
+        laws=RULE,
+        about="The k most confident positions a call; with `steps` S a block of n masks is spread over S calls: call s "
+        "commits n // S positions, and one more if s < n mod S. One position a call is static decoding, the reference.",
+        meanings={
+            "per_call": "positions committed a call",
+            "steps": "calls that a block is spread over; 0: per_call counts",
+            "score": "what orders positions: probability, margin, entropy or random",
+        },
+        cost="None beside the call.",
+        proof="pytest tests/decode/test_originals.py -k quota",
+    ),
+)

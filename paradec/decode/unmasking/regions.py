@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from paradec import struct
+from paradec.decode.seams import Region
 from paradec.decode.view import View
 
 
 @struct.dataclass
-class Everything:
+class Everything(Region):
     """One block that holds the whole answer."""
 
     reach: int = struct.field(pytree_node=False, default=0)
@@ -20,7 +21,7 @@ class Everything:
 
 
 @struct.dataclass
-class Blocks:
+class Blocks(Region):
     """Blocks of `size` positions, counted from the prompt's end (LLaDA) or, with grid "text", from position 0
     (Fast-dLLM v2, SDAR), where a prompt that ends inside a block leaves it a shorter first one."""
 

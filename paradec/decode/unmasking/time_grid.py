@@ -8,11 +8,13 @@ from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.sampling import ORDER, uniform
-from paradec.decode.view import SCORES, Choice, View, count, rank
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import SCORES, View, count, rank
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class TimeGrid:
+class TimeGrid(Select):
     """Between noise t and s a share 1 - s / t of the masks is settled; t falls evenly from 1 to `eps` in `steps` calls.
 
     With `score` "origin" each mask is settled or not on its own, so that tokens sampled at temperature 1 are those of
@@ -47,6 +49,9 @@ class TimeGrid:
         """Calls that the block has had."""
         return jnp.zeros(batch, jnp.int32)
 
+    def most_calls(self, positions: int, blocks: int) -> int:
+        return blocks * int(self.steps)
+
     def __call__(self, view: View, carry: PyTree) -> Choice:
         step = jnp.where(view.fresh, 0, carry)
         last = (step >= self.steps - 1)[:, None]
@@ -68,3 +73,25 @@ class TimeGrid:
         noise = -jnp.log(-jnp.log(jnp.clip(uniform(key, view.position, ORDER), 1e-20, 1 - 1e-7)))
         hot = view.score(self.score) / jnp.maximum(self.heat, 1e-20) + noise
         return jnp.where(self.heat > 0, hot, view.order(self.score))
+
+
+SYSTEMS = (
+    System(
+        name="time_grid",
+        title="Dream: a grid of noise levels",
+        slot="select",
+        arxiv="2508.15487",
+        make=TimeGrid.of,
+        laws=RULE,
+        about="Noise falls from 1 to eps in equal steps; between t and s a share 1 - s / t of the masks is committed.",
+        meanings={
+            "steps": "calls that a block takes",
+            "score": "origin: each mask on its own; else what orders them: probability, margin, entropy, random",
+            "eps": "the last noise level",
+            "heat": "above 0 positions are drawn in proportion to exp(score / heat)",
+            "whole": "round the share instead of cutting it",
+        },
+        cost="None beside the call.",
+        proof="pytest tests/decode/test_originals.py -k time_grid",
+    ),
+)

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import struct
-from paradec.decode.view import Choice, View, best, count, likelihood, rank
+from paradec.decode.seams import Choice, Select
+from paradec.decode.view import View, best, count, likelihood, rank
 from paradec.decode.view import bar as reached
+from paradec.system import RULE, System
 
 
 @struct.dataclass
-class Wino:
+class Wino(Select):
     """Settles positions above `tau`, and opens settled ones of the block again whose token falls below `bar` in the
     eyes of a shadow row, which sees the canvas but not the token itself (arXiv 2507.18578).
 
@@ -49,3 +51,24 @@ class Wino:
         most = jnp.where(count(doubted) >= last, last - 1, view.position.shape[1])
         reopen = doubted & (worst < most[:, None]) & (settled > 1)[:, None]
         return Choice(accept, carry=settled, reopen=reopen)
+
+
+SYSTEMS = (
+    System(
+        name="wino",
+        title="WINO",
+        slot="select",
+        arxiv="2507.18578",
+        make=Wino.of,
+        laws=RULE,
+        about="Commits positions above tau, and masks those again whose token a shadow row, which sees the canvas and "
+        "not the token itself, gives less than `bar`.",
+        meanings={
+            "tau": "confidence that is exceeded",
+            "bar": "probability in a shadow's eyes below which a token is taken back",
+            "most": "positions committed a call at most",
+        },
+        cost="A call is wider by one shadow row for every position of the block.",
+        proof="pytest tests/decode/test_published.py -k wino",
+    ),
+)

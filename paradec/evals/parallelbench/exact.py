@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paradec.decode.unmasking.compose import compose
+from paradec.composition import compose
 from paradec.errors import InputError
 from paradec.evals.answers import bare, filled
 from paradec.evals.parallelbench import theory

@@ -18,19 +18,13 @@ from paradec.io.medusa import Trained, fingerprint, load_medusa
 from paradec.models.heads import DraftHeads, ShortList
 from paradec.models.ranked_tree import MC_SIM_7B_63
 from paradec.models.transformer import Transformer
+from paradec.system import Component
 
 if TYPE_CHECKING:
     from paradec.lm import LanguageModel
 
 
 SHIPPED = Path(__file__).parent / "heads"
-
-
-class Part(NamedTuple):
-    """`structure` goes into `catalog.build`, `params` into the method's parameters."""
-
-    structure: Any
-    params: PyTree
 
 
 class Kept(NamedTuple):
@@ -51,12 +45,13 @@ def kept(store: dict[Any, Kept], lm: LanguageModel, kind: str, given: Any, make:
     return found.what
 
 
-def find(lm: LanguageModel, kind: str, given: Any) -> Part | None:
-    """The part of that kind ("draft" or "heads") for a model. None: none was given, which `catalog.build` refuses."""
-    return draft(lm, given) if kind == "draft" else heads(lm, given)
+def opened(lm: LanguageModel, name: str, given: Any) -> Component | None:
+    """The component of that name ("draft", "heads" or "filter") for a model, from what was given: opened once and kept.
+    None: none was given, and there is none of its own."""
+    return kept(lm.components, lm, name, given, lambda: OPENERS[name](lm, given))
 
 
-def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Part | None:
+def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Component | None:
     """A draft model by its name; "layers:N" is the target's own first N layers, untrained for the task."""
     if given is None:
         return None
@@ -69,10 +64,10 @@ def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Part | None:
         given = lm if name == lm.name else load(name, dtype=lm.model.dtype)
     if not all(hasattr(given, field) for field in ("model", "params", "tokenizer")):
         raise InputError(f"draft must be a name or a loaded language model; a {type(given).__name__} was given.")
-    if hasattr(given.model, "mask_id"):
+    if "prefix" not in given.model.kinds:
         raise InputError(f"{given.name} is a diffusion model and cannot draft; take one that continues a text.")
     _check_tokenizer(lm, given)
-    return Part(given.model, given.params)
+    return Component(given.model, given.params)
 
 
 def _check_tokenizer(lm: LanguageModel, draft: LanguageModel) -> None:
@@ -89,7 +84,7 @@ def _check_tokenizer(lm: LanguageModel, draft: LanguageModel) -> None:
         )
 
 
-def _first_layers(lm: LanguageModel, count: str) -> Part:
+def _first_layers(lm: LanguageModel, count: str) -> Component:
     if not isinstance(lm.model, Transformer) or lm.params.leading is not None:
         raise InputError(f"draft=layers:N takes the first layers of a plain transformer; {lm.name} is none.")
     depth = lm.model.num_layers
@@ -97,10 +92,10 @@ def _first_layers(lm: LanguageModel, count: str) -> Part:
         raise InputError(f"draft=layers:N takes N from 1 to {depth}; {count!r} was given.")
     n = int(count)
     model = dataclasses.replace(lm.model, num_layers=n, sliding=lm.model.sliding[:n])
-    return Part(model, lm.params.replace(blocks=jax.tree.map(lambda x: x[:n], lm.params.blocks)))
+    return Component(model, lm.params.replace(blocks=jax.tree.map(lambda x: x[:n], lm.params.blocks)))
 
 
-def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Part | None:
+def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Component | None:
     """Medusa heads: a file, heads in memory, or by default those that paradec ships for this model, if any.
 
     Heads without a tree get Medusa's published one for 7B models, as far as there are heads for it. Raises
@@ -121,7 +116,7 @@ def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Part | None:
     if given.short_list is not None:
         ids = jnp.asarray(given.short_list)
         short = ShortList(token=ids, table=lm.model.unembed(lm.params)[ids])
-    return Part((given.heads, tree), DraftHeads(jax.tree.map(jnp.asarray, given.weights), short))
+    return Component((given.heads, tree), DraftHeads(jax.tree.map(jnp.asarray, given.weights), short))
 
 
 def shipped(lm: LanguageModel) -> Path | None:
@@ -133,22 +128,18 @@ def shipped(lm: LanguageModel) -> Path | None:
     return None
 
 
-def opened(lm: LanguageModel, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an unmasking method, with `filter` (a file or a `TrainedFilter`) as structure and weights.
-
-    Blocks are as long as the filter reads, unless the options say otherwise. Raises `InputError` for a filter of
-    another base model.
-    """
-    for key in ("filter", "learned_filter.filter"):
-        given = options.get(key)
-        if isinstance(given, TrainedFilter) or (isinstance(given, (str, Path)) and given):
-            opened = lambda given=given: given if isinstance(given, TrainedFilter) else load_filter(Path(given))
-            trained = kept(lm.parts, lm, "filter", given, opened)
-            _check_digest(lm, trained.facts, "This filter was")
-            weights = jax.tree.map(jnp.asarray, trained.weights)
-            found = {key: trained.filter, key.removesuffix("filter") + "weights": weights}
-            return {"block": trained.filter.length} | dict(options) | found
-    return dict(options)
+def confidence_filter(lm: LanguageModel, given: str | Path | TrainedFilter | Component | None) -> Component | None:
+    """A confidence filter: a file, or one in memory. Raises `InputError` for a filter of another base model."""
+    if given is None or given == "":
+        return None
+    if isinstance(given, (str, Path)):
+        given = load_filter(Path(given))
+    if isinstance(given, Component):
+        return given
+    if not isinstance(given, TrainedFilter):
+        raise InputError(f"filter must be a file or a trained filter; a {type(given).__name__} was given.")
+    _check_digest(lm, given.facts, "This filter was")
+    return Component(given.filter, jax.tree.map(jnp.asarray, given.weights))
 
 
 def _check_digest(lm: LanguageModel, facts: Mapping[str, Any], what: str) -> None:
@@ -168,3 +159,11 @@ def _check_base(lm: LanguageModel, trained: Trained) -> None:
         )
     if trained.short_list is not None and not 0 <= trained.short_list.min() <= trained.short_list.max() < V:
         raise InputError(f"The short list of these heads names tokens beyond the {V} of {lm.name}.")
+
+
+OPENERS: Mapping[str, Callable[[LanguageModel, Any], Component | None]] = {
+    "draft": draft,
+    "heads": heads,
+    "filter": confidence_filter,
+}
+"""How each component is opened for a model, from a name, a file or an object."""
