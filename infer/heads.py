@@ -26,11 +26,11 @@ from paradec.data import chain
 from paradec.errors import InputError
 from paradec.guard import guarded
 from paradec.io import text_file
-from paradec.learn import traces
-from paradec.learn.objectives.medusa import accuracy
+from paradec.learn.objectives.medusa import accuracy, head_batch
 from paradec.models.heads import ShortList
 from paradec.models.ranked_tree import expected
 from paradec.prompts import read_prompts
+from paradec.record import traces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def measure(lm: paradec.LanguageModel, run: Heads, heads, own) -> np.ndarray:
     """How often guess r of head k is right on the recorded text: "Q R"."""
     rows = traces.hidden_states(lm, run.out, length=run.length, ahead=heads.num_heads, batch=4)
     short = own.short or ShortList(token=jnp.arange(lm.model.vocab_size), table=lm.model.unembed(lm.params))
-    batches = map(jax.device_put, chain.HeldOut(rows, 8, traces.head_batch))
+    batches = map(jax.device_put, chain.HeldOut(rows, 8, head_batch))
     return accuracy(heads, own.weights, short, batches, 10)
 
 

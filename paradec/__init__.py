@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from paradec.lm import Generation, LanguageModel
     from paradec.loading import load
     from paradec.models.transformer import Transformer
+    from paradec.trace import Trace
     from paradec.types import DecodeState, Model, Prompt, Tree
-    from paradec.viz.trace import Trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -62,7 +62,7 @@ _HOMES = {
     "loading": ("load",),
     "models.transformer": ("Transformer",),
     "types": ("DecodeState", "Model", "Prompt", "Tree"),
-    "viz.trace": ("Trace",),
+    "trace": ("Trace",),
 }
 """Names come from their modules when they are first asked for: a command line that is told to stop need not wait for
 imports that take seconds."""

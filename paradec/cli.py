@@ -60,12 +60,12 @@ def check_completion(words: Sequence[str]) -> None:
 
 def commands() -> dict[str, Callable[..., int]]:
     """Every command by name."""
+    from paradec.commands.bench import bench
     from paradec.commands.catalogue import methods, models
     from paradec.commands.compare import compare
+    from paradec.commands.demo import demo
     from paradec.commands.generate import generate
     from paradec.commands.trace import trace
-    from paradec.demo import demo
-    from paradec.evals.command import bench
 
     found = {"generate": generate, "compare": compare, "trace": trace, "demo": demo, "bench": bench}
     found |= {"methods": methods, "models": models}

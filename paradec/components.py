@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from paradec import pretrained
 from paradec.errors import InputError
 from paradec.io.confidence_filter import TrainedFilter, load_filter
 from paradec.io.medusa import Trained, fingerprint, load_medusa
@@ -59,9 +60,7 @@ def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Component | N
         name = str(given)
         if name.startswith("layers:"):
             return _first_layers(lm, name.removeprefix("layers:"))
-        from paradec.loading import load
-
-        given = lm if name == lm.name else load(name, dtype=lm.model.dtype)
+        given = lm if name == lm.name else pretrained.read(name, dtype=lm.model.dtype)
     if not all(hasattr(given, field) for field in ("model", "params", "tokenizer")):
         raise InputError(f"draft must be a name or a loaded language model; a {type(given).__name__} was given.")
     if "prefix" not in given.model.kinds:

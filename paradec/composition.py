@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from paradec import catalog, engines
-from paradec.decode.seams import Method
+from paradec.decode.seams import Method, Part
 from paradec.engines import LONGEST, Engine
 from paradec.errors import InputError, UnknownName, as_kind
 from paradec.system import COMPONENTS, Component, Option, System
@@ -40,16 +40,12 @@ def engine_of(names: str, default: Engine = engines.CANVAS) -> Engine:
     """
     found: dict[str, System] = {}
     for row in systems_of(names).values():
-        kind = row.made.kind if row.slot == "wrap" else _kind_of_slot(row.slot)
+        kind = row.made.kind if row.slot == "wrap" else engines.of_slot(row.slot).kind
         found.setdefault(kind, row)
     if len(found) > 1:
         first, second = (row.name for row in found.values())
         raise InputError(f"{first} and {second} are parts of two kinds of decoding, and do not go together.")
     return engines.ENGINES[next(iter(found))] if found else default
-
-
-def _kind_of_slot(slot: str) -> str:
-    return next(engine.kind for engine in engines.ENGINES.values() if slot in engine.slots)
 
 
 def known_options(names: str) -> dict[str, Option]:
@@ -176,6 +172,26 @@ def build(name: str, target: Any, eos: Iterable[int], *, draft: Any = None, head
     return compose(target, name, options, eos=eos, components=components)
 
 
+def around(target: Any, part: Part | Method, *, eos: Iterable[int] = (), words: int = 0, **settings: Any) -> Any:
+    """The method that one object makes for one model: a drafter, an accept rule or an unmasking rule, the other slots
+    filled as the engine fills them; a method is returned as it is. `settings` are the engine's options.
+
+    Raises `InputError` for what does not go together, and for an object that fills no slot.
+    """
+    if isinstance(part, Method):
+        return part
+    if not isinstance(part, Part):
+        raise InputError(f"A method is a name, or an object of decode.seams; a {type(part).__name__} was given.")
+    engine = engines.of_slot(part.slot)
+    _, settings = _split("+".join(engine.fill.values()), engine, settings)
+    rows = _filled("", engine, settings) | {part.slot: catalog.row_for(part)}
+    settings = {key: value for key, value in settings.items() if key not in engine.by_name}
+    engine.check_options(settings)
+    engine.check_rows(rows)
+    made = {slot: part if slot == part.slot else _make(row, {}) for slot, row in rows.items()}
+    return engine.assemble(target, rows, made, name=rows[part.slot].name, eos=eos, words=words, **settings)
+
+
 def _structures(engine: Engine, rows: Mapping[str, System], given: Mapping[str, Component]) -> dict[str, Any]:
     """What the factories get of each component: a drafter its structure, whose weights come with the parameters; a rule
     of a canvas, which is a leaf itself, all of it."""
@@ -248,22 +264,30 @@ def _make(row: System, given: Mapping[str, Any]) -> Any:
         raise InputError(str(error)) from None
 
 
-def title(method: str | Method) -> str:
-    """What results call a method: its name, or of one that was built by hand that of its row or its rules."""
+def drafting(method: Method) -> System | None:
+    """The row of a method's drafter; None: it has none, or is in no row."""
+    return catalog.of_object(method.drafter) if method.kind == "prefix" else None
+
+
+def title(method: str | Method | Part) -> str:
+    """What results call a method: its name, or of one that was built by hand, or a part, that of its row or rules."""
     if isinstance(method, str):
         return method
-    row = catalog.of_object(method.drafter) if method.kind == "prefix" else None
-    own = method.drafter if method.kind == "prefix" else method
+    if isinstance(method, Part):
+        return catalog.row_for(method).name
+    row, own = drafting(method), method.drafter if method.kind == "prefix" else method
     return row.name if row else method.name or type(own).__name__.lower()
 
 
-def promises(method: str | Method, options: Mapping[str, Any], temperature: float) -> bool:
+def promises(method: str | Method | Part, options: Mapping[str, Any], temperature: float) -> bool:
     """Whether a method, with these options, promises the tokens of plain decoding at this temperature.
 
     A method that was built by hand promises what the rows of its drafter and its accept rule promise. A rule of a
     canvas promises nothing unless it is plain decoding itself; what wraps plain decoding may promise its text.
     """
     which = 0 if temperature <= 0 else 1
+    if isinstance(method, Part):
+        return bool(row := catalog.of_object(method)) and row.exact_to[which] == "ar"
     if not isinstance(method, str):
         rows = [catalog.of_object(part) for part in (method.drafter, method.accept)] if method.kind == "prefix" else []
         return bool(rows) and all(row is not None and row.exact_to[which] == "ar" for row in rows)

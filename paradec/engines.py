@@ -243,6 +243,11 @@ CANVAS = CanvasEngine(
 ENGINES: Mapping[str, Engine] = {engine.kind: engine for engine in (PREFIX, CANVAS)}
 
 
+def of_slot(slot: str) -> Engine:
+    """The engine whose methods have this slot."""
+    return next(engine for engine in ENGINES.values() if slot in engine.slots)
+
+
 def of_model(model: Model | Denoiser) -> Engine:
     """The engine that usually decodes a model."""
     return ENGINES[model.kinds[0]]

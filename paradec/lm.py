@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from paradec import catalog, components, composition, engines
+from paradec import components, composition, engines, methods
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.score import score
-from paradec.decode.seams import Method
 from paradec.decoder import Decoder, Program, precision
 from paradec.errors import InputError, at_least
 from paradec.io.detokenize import Transcript
@@ -237,51 +236,9 @@ class LanguageModel:
         """The method with these options, on the weights as they are now. What it compiles is kept for others."""
         if (ask.logprobs or 0) > (words := self.model.vocab_size):
             raise InputError(f"logprobs asks for the {ask.logprobs} likeliest of {words} tokens; lower it.")
-        options = options_of(method_args)
-        if not isinstance(ask.method, str):
-            method, needs = self._built(ask, options)
-        else:
-            method, needs = self._composed(ask, options)
-        weights = {"target": self.params} | needs
-        return Decoder(composition.title(ask.method), method, weights, self.decoders, layouts=self.layouts)
-
-    def _composed(self, ask: Request, options: dict[str, Any]) -> tuple[Method, dict[str, PyTree]]:
-        """The method of that name with these options, and the weights that it needs besides the model's."""
-        engine = composition.engine_of(ask.method, engines.of_model(self.model))
-        if engine.kind not in self.model.kinds:
-            raise InputError(engine.refusal(ask.method, self.name))
-        engine.check_sampling(ask.every("repetition"))
-        found = {}
-        for row in composition.systems_of(ask.method).values():
-            for name in row.components:
-                given = [options.pop(key) for key in (name, f"{row.name}.{name}") if key in options]
-                component = components.opened(self, name, next(iter(given), None))
-                found |= {} if component is None else {name: component}
-        eos = () if ask.ignore_eos else self.tokenizer.eos_ids
-        rest: dict[str, Any] = {"words": self.tokenizer.vocab_size, "components": found}
-        method = composition.compose(self.model, ask.method, options, eos=eos, **rest)
-        return method, {} if engine.binds else {name: component.params for name, component in found.items()}
-
-    def _built(self, ask: Request, options: dict[str, Any]) -> tuple[Method, dict[str, PyTree]]:
-        """A method that was built by hand, and the weights that it needs besides the model's."""
-        method, name = cast(Method, ask.method), composition.title(ask.method)
-        if method.target != self.model:
-            raise InputError(f"This {name} was built for another model than {self.name}; build it for lm.model.")
-        if ask.ignore_eos:
-            raise InputError(
-                f"This {name} was built with its own end-of-text ids; build it without eos to ignore them."
-            )
-        engines.ENGINES[method.kind].check_sampling(ask.every("repetition"))
-        needs: dict[str, PyTree] = {}
-        row = catalog.of_object(method.drafter) if method.kind == "prefix" else None
-        for kind in row.components if row else ():
-            component = components.opened(self, kind, options.pop(kind, None))
-            if component is None:
-                raise InputError(f"{name} needs {kind} weights: pass method_args={{{kind!r}: …}}.")
-            needs[kind] = component.params
-        if options:
-            raise InputError(f"This {name} is built already; {', '.join(options)} cannot be set any more.")
-        return method, needs
+        method, needs = methods.method_for(self, ask, options_of(method_args))
+        weights, title = {"target": self.params} | needs, composition.title(ask.method)
+        return Decoder(title, method, weights, self.decoders, layouts=self.layouts)
 
     def begin(self, decoder: Decoder, batch: list[list[int]], ask: Request, rows: Sequence[int]) -> DecodeState:
         """The state of a batch after its prompts; short batches are filled with rows that are already done.

@@ -1,21 +1,12 @@
-"""From a name to a language model: resolve, read weights, read tokenizer."""
+"""From a name to a language model, and whether a checkpoint is what it declares."""
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from paradec.console import say, track
 from paradec.errors import InputError
-from paradec.io import gguf, hf
-from paradec.io.generation_config import read_defaults
-from paradec.io.names import check_dtype
-from paradec.io.resolve import resolve
-from paradec.io.tokenizer import Tokenizer
 from paradec.lm import LanguageModel
+from paradec.pretrained import read
 
 
 def load(
@@ -34,21 +25,7 @@ def load(
     whether such a model sees and speaks of the positions that its config declares. Raises a `ParadecError` that says
     what to do where the name is unknown, a file is damaged, or the network is needed and missing.
     """
-    check_dtype(dtype)
-    if progress and dtype != "float32" and jax.default_backend() == "cpu":
-        say(f"{dtype} takes half the memory of float32, and on a CPU it computes several times slower.")
-    source = resolve(name, quiet=not progress)
-    follow = partial(track, label=f"Loading {name}") if progress else iter
-    if source.kind == "hf":
-        model, weights = hf.load_hf(source.path, dtype, follow, mask_id=mask_id, block=block)
-        tokenizer, defaults = Tokenizer.from_folder(source.path), read_defaults(source.path)
-    elif mask_id is None and block is None:
-        file = gguf.open_gguf(source.path)  # once: its head holds the vocabulary
-        model, weights = gguf.load_gguf(file, dtype, follow)
-        tokenizer, defaults = Tokenizer.from_gguf(file.metadata), {}
-    else:
-        raise InputError(f"{name} is a GGUF file, and mask_id and block belong to diffusion models. Leave them out.")
-    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), tokenizer, defaults)
+    lm = LanguageModel(*read(name, dtype=dtype, progress=progress, mask_id=mask_id, block=block))
     if check:
         check_checkpoint(lm)
     return lm
@@ -57,8 +34,8 @@ def load(
 def check_checkpoint(lm: LanguageModel) -> None:
     """Raise `WeightsError` where a diffusion model does not see what it declares, or speaks of the token before or
     after the one it declares. Other models have nothing to declare."""
+    from paradec.io.checkpoint_laws import check_reach, check_shift
     from paradec.models.block_diffusion import BlockDiffusion
-    from paradec.testing.checkpoint_laws import check_reach, check_shift
 
     if isinstance(lm.model, BlockDiffusion):
         check_reach(lm.model, lm.params)
@@ -68,11 +45,3 @@ def check_checkpoint(lm: LanguageModel) -> None:
         except InputError:  # a vocabulary of its own, in which nothing can be said that all models know
             return
         check_shift(lm.model, lm.params, np.asarray([ids], np.int32))
-
-
-def load_tokenizer(name: str, *, progress: bool = True) -> Tokenizer:
-    """The tokenizer alone of the language model of that name; see `load`."""
-    source = resolve(name, quiet=not progress)
-    if source.kind == "gguf":
-        return Tokenizer.from_gguf(gguf.read_metadata(source.path))
-    return Tokenizer.from_folder(source.path)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 
 from paradec.decode.loop import bucket
-from paradec.decode.seams import Method
+from paradec.decode.seams import Method, Part
 from paradec.errors import InputError, UnknownName, check_fields, check_kinds
-from paradec.viz.trace import Trace
+from paradec.trace import Trace
 
 # A string, token ids (a list, an array of numpy or jax, …), or messages: [{"role": "user", "content": "Hi"}, …].
 Text = str | Iterable[SupportsIndex] | Iterable[Mapping[str, Any]]
@@ -98,17 +98,17 @@ class Generation:
 class Request:
     """Everything about a decode that is not the prompt.
 
-    `method` is a name of the catalogue, unmasking rules joined by "+", or a method that was built by hand
-    (`catalog.build`, `compose`) for the same model. `stop` may be one string. `system` opens every conversation that
-    has no system message of its own, and `template_args` reach the chat template (`enable_thinking`, …); with `raw`,
-    prompts are continued as they stand, without a template. With `logprobs` the log-probability of every new token is
-    told, and of so many of the likeliest in its place.
+    `method` is a name of the catalogue, several joined by "+", a method that was built by hand (`paradec.compose`) for
+    the same model, or one part of a method, such as a drafter or an unmasking rule (`decode.seams`). `stop` may be one
+    string. `system` opens every conversation that has no system message of its own, and `template_args` reach the chat
+    template (`enable_thinking`, …); with `raw`, prompts are continued as they stand, without a template. With
+    `logprobs` the log-probability of every new token is told, and of so many of the likeliest in its place.
 
     How tokens are drawn may be said prompt by prompt: a field of `EACH` is one value, or one for each prompt. A prompt
     with a seed of its own gets the text that it gets alone with this seed.
     """
 
-    method: str | Method = "ar"
+    method: str | Method | Part = "ar"
     max_new_tokens: int = 128
     temperature: float | tuple[float, ...] = 0.0
     top_k: int | tuple[int, ...] = 0
@@ -127,7 +127,7 @@ class Request:
     def __post_init__(self) -> None:
         """Raise `InputError` for a value of another kind, or out of its range."""
         check_kinds(self)
-        if not isinstance(self.method, str) and not (hasattr(self.method, "step") and hasattr(self.method, "target")):
+        if not isinstance(self.method, (str, Method, Part)):
             raise InputError(f"method must be a name or a method built for this model; {self.method!r} was given.")
         moderate = lambda x: 1e-20 <= x <= 1e20  # what float32 divides and multiplies by
         holds = lambda name, test: all(map(test, self.every(name)))
@@ -233,13 +233,13 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
     return message
 
 
-def names(given: Any, what: str = "method") -> list[str | Method]:
+def names(given: Any, what: str = "method") -> list[str | Method | Part]:
     """Several names where one may stand alone. Raises `InputError` where there is none, or for what is no name."""
-    if isinstance(given, str) or hasattr(given, "step"):
+    if isinstance(given, (str, Method, Part)):
         return [given]
     items = listed(given, f"{what.capitalize()}s are a name, or several")
     for item in items:
-        if not isinstance(item, str) and not hasattr(item, "step"):
+        if not isinstance(item, (str, Method, Part)):
             raise InputError(f"A {what} has a name; {_brief(item)} is none.")
     return items
 

@@ -27,6 +27,19 @@ def test_readme_holds_the_table():
     assert catalog.table() in readme, "Run `paradec methods --markdown` and put its table into the README."
 
 
+def test_the_page_of_methods_is_that_of_the_rows():
+    page = Path(__file__).parents[1].joinpath("docs/methods.md").read_text(encoding="utf-8")
+    assert page == catalog.page(), "Run `paradec methods --page > docs/methods.md`."
+
+
+def test_proofs_name_tests_that_exist():
+    root = Path(__file__).parents[1]
+    for row in catalog.SYSTEMS.values():
+        command, path, *rest = row.proof.split()
+        assert command == "pytest" and (root / path).is_file(), f"{row.name}: {row.proof}"
+        assert not rest or rest[1] in (root / path).read_text(encoding="utf-8"), f"{row.name}: {row.proof}"
+
+
 def test_rules_are_parsed_by_their_parts():
     options = composition.parse("credit+threshold", ["tau=0.7", "credit.alpha=0.5", "block=16", "wait=false"])
     assert options == {"tau": 0.7, "credit.alpha": 0.5, "block": 16, "wait": False}

@@ -165,7 +165,7 @@ def test_the_demo_draws_what_it_timed_or_had_timed(model, capsys, tmp_path, monk
     status, out, _ = run(capsys, *ask)
     assert status == 0 and "Prompt: abc abc abc" in out and figure.read_bytes().startswith(b"\x89PNG")
     figure.unlink()
-    stopped(monkeypatch, "paradec.demo", 9)  # four methods compiled and timed once, and one of the second round
+    stopped(monkeypatch, "paradec.commands.demo", 9)  # four methods compiled and timed once, one a second time
     monkeypatch.setattr("sys.stdin", io.StringIO("abc abc abc"))
     status, out, err = run(capsys, *ask)
     assert (

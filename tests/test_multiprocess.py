@@ -27,12 +27,12 @@ from paradec.decode.drafters.ar import NoDraft
 from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.speculative import speculative
 from paradec.learn import loop as training
-from paradec.learn import traces
 from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Masked, Noise
 from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.step import Plan
 from paradec.models.block_diffusion import BlockDiffusion
+from paradec.record import traces
 from paradec.testing import ragged_prompts, tiny_transformer
 from tests.fixtures import write_tiny_model
 from tests.quick import quick_environment

@@ -22,9 +22,9 @@ from configs import medusa as medusa_configs
 from paradec import params
 from paradec.errors import InputError
 from paradec.io.medusa import load_medusa
-from paradec.learn import traces
 from paradec.learn.loop import Run
 from paradec.models import lora
+from paradec.record import traces
 from tests.fixtures import TEMPLATE, write_tiny_model
 
 pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step

@@ -36,12 +36,13 @@ from paradec.data.tasks import TASKS
 from paradec.errors import InputError
 from paradec.io.confidence_filter import TrainedFilter, save_filter
 from paradec.io.medusa import fingerprint
-from paradec.learn import loop, watched
-from paradec.learn.objectives.learned_filter import PUBLISHED, FilterLoss, Verdicts, verdicts
-from paradec.learn.traces import parted
+from paradec.learn import loop
+from paradec.learn.objectives.learned_filter import PUBLISHED, FilterLoss, Verdicts, filter_batch, verdicts
 from paradec.lm import LanguageModel
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from paradec.prompts import Line, read_lines, total_turns
+from paradec.record import canvas_calls
+from paradec.record.traces import parted
 
 SEED = 3  # of the tasks' rows: 0 and 1 are those that train/masked.py reads, 2 those of infer/
 
@@ -57,11 +58,11 @@ def main(config: LearnedFilter) -> Path:
     filter = ConfidenceFilter(config.calls.block, config.filter.width)
     with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
         weights = mesh.fetched(fitted(config, filter, train, held))
-    said = verdicts(filter, weights, watched.filter_batch(held.columns))
+    said = verdicts(filter, weights, filter_batch(held.columns))
     return export(config, lm, TrainedFilter(filter, weights), said, len(train))
 
 
-def recorded(lm: LanguageModel, config: LearnedFilter, lines: Sequence[Line]) -> watched.FilterRows:
+def recorded(lm: LanguageModel, config: LearnedFilter, lines: Sequence[Line]) -> canvas_calls.FilterRows:
     """The calls of all prompts along all rules."""
     calls, folders = config.calls, []
     prompts = unrolled(lm, lines, {"max_new_tokens": calls.new_tokens, "batch_size": calls.batch})
@@ -69,8 +70,8 @@ def recorded(lm: LanguageModel, config: LearnedFilter, lines: Sequence[Line]) ->
         folder = config.run.out / "calls" / along
         told = lambda done, of, along=along: say(f"recording along {along}: {done} of {of} shards")
         ask = {"max_new_tokens": calls.new_tokens, "batch_size": calls.batch, "told": told}
-        folders.append(watched.record(lm, prompts, folder, block=calls.block, along=along, **ask))
-    return watched.FilterRows.read(folders)
+        folders.append(canvas_calls.record(lm, prompts, folder, block=calls.block, along=along, **ask))
+    return canvas_calls.FilterRows.read(folders)
 
 
 def asked(config: LearnedFilter) -> list[Line]:
@@ -85,12 +86,12 @@ def asked(config: LearnedFilter) -> list[Line]:
 
 
 def fitted(
-    config: LearnedFilter, filter: ConfidenceFilter, train: watched.FilterRows, held: watched.FilterRows
+    config: LearnedFilter, filter: ConfidenceFilter, train: canvas_calls.FilterRows, held: canvas_calls.FilterRows
 ) -> FilterWeights:
     """The filter after its training."""
     objective, key = FilterLoss(filter, config.filter.wrong), jax.random.key(config.seed)
-    batches = watched.Drawn(train, config.batch, config.seed)
-    look = loop.Evaluator(config.plan, objective, None, chain.HeldOut(held, config.batch, watched.filter_batch))
+    batches = canvas_calls.Drawn(train, config.batch, config.seed, make=filter_batch)
+    look = loop.Evaluator(config.plan, objective, None, chain.HeldOut(held, config.batch, filter_batch))
     new = params.init(filter.specs(), key)
     state = loop.fit(
         config.run, config.plan, objective, new, None, batches, key=key, config=configs.kept(config), evaluate=look

@@ -40,10 +40,10 @@ from paradec.learn import flops, loop
 from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.report import Work
 from paradec.learn.step import TrainState, accumulate
-from paradec.loading import load_tokenizer
 from paradec.models import lora
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
+from paradec.pretrained import read_tokenizer
 
 RULES = {"replicated": mesh.REPLICATED, "tensor": mesh.TENSOR, "fsdp": mesh.FSDP}
 
@@ -95,12 +95,12 @@ def read(data: Data) -> Corpus:
     if not data.files:
         raise InputError(f"Name the {data.kind} to learn from: --data.files FILE.")
     if data.kind == "chats":
-        tokenizer = load_tokenizer(data.tokens)
+        tokenizer = read_tokenizer(data.tokens)
         found = [conversation for path in data.files for conversation in chats.read(path)]
         halves = chats.Chats.of(found, tokenizer, data.length, say).split(data.held_out)
         return Corpus(*halves, tokenizer.vocab_size, data.length, {}, tokenizer)
     whole = text.read(data.files)
-    tokenizer = text.Characters(whole) if data.tokens == "characters" else load_tokenizer(data.tokens)
+    tokenizer = text.Characters(whole) if data.tokens == "characters" else read_tokenizer(data.tokens)
     parts = text.split(whole, data.held_out)
     train, held = text.windows(*parts, tokenizer.encode, data.length)
     facts = {"alphabet": tokenizer.alphabet} if isinstance(tokenizer, text.Characters) else {}

@@ -40,14 +40,15 @@ from paradec.data.instructions import instructions, retold
 from paradec.errors import InputError
 from paradec.io.hf import save_hf
 from paradec.io.medusa import Trained, fingerprint, save_medusa
-from paradec.learn import loop, traces
-from paradec.learn.objectives.medusa import HeadBatch, Medusa1, Medusa2, accuracy
+from paradec.learn import loop
+from paradec.learn.objectives.medusa import HeadBatch, Medusa1, Medusa2, accuracy, head_batch
 from paradec.learn.report import Work
 from paradec.lm import LanguageModel
 from paradec.models import lora
 from paradec.models.heads import HeadWeights, MedusaHeads, ShortList
 from paradec.models.ranked_tree import best_first, expected
 from paradec.prompts import Line, question, read_lines, total_turns
+from paradec.record import traces
 from paradec.request import Given
 
 SIZES = (3, 7, 15, 31, 63)
@@ -67,7 +68,7 @@ def main(config: Medusa) -> Path:
             short = short.replace(table=lm.model.unembed(lm.params)[short.token])
             read = seen_by(lm, texts(config)[1], config.joint.rows, config.joint.length)
         else:
-            read = map(mesh.whole, chain.HeldOut(held, config.batch, traces.head_batch))
+            read = map(mesh.whole, chain.HeldOut(held, config.batch, head_batch))
         right = accuracy(heads, weights, short, read, config.heads.ranks)
     return export(config, lm, Trained(heads, mesh.fetched(weights), np.asarray(short.token)), right, len(train))
 
@@ -145,8 +146,8 @@ def first_stage(
     new = params.init(heads.specs(), key)
     if not config.plan.steps:
         return new
-    batches = chain.batches(train, config.batch, seed=config.seed, make=traces.head_batch)
-    look = loop.Evaluator(config.plan, objective, short, chain.HeldOut(held, config.batch, traces.head_batch))
+    batches = chain.batches(train, config.batch, seed=config.seed, make=head_batch)
+    look = loop.Evaluator(config.plan, objective, short, chain.HeldOut(held, config.batch, head_batch))
     work = Work(tokens=config.batch * train[0]["token"].shape[0])
     kept = configs.kept(config, "text", "heads", "plan", "batch", "seed", "model", "dtype")
     return loop.fit(

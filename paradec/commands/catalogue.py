@@ -21,7 +21,8 @@ NEEDED = {"draft": "MODEL or layers:N", "heads": "FILE", "filter": "FILE"}
 
 def methods(
     as_json: o.Json = False,
-    markdown: Annotated[bool, tyro.conf.arg(help="Print the tables of the README.")] = False,
+    markdown: Annotated[bool, tyro.conf.arg(help="Print the table of the README.")] = False,
+    page: Annotated[bool, tyro.conf.arg(help="Print docs/methods.md: a paragraph on each.")] = False,
 ) -> int:
     """List the methods and unmasking rules, what they promise and what they take."""
     from paradec import catalog, engines
@@ -32,6 +33,9 @@ def methods(
         return 0
     if markdown:
         print(catalog.table())
+        return 0
+    if page:
+        print(catalog.page(), end="")
         return 0
     out = Table(box=None)
     for head in ("name", "slot", "arXiv", "exact", "trained"):

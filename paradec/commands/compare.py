@@ -30,6 +30,7 @@ def compare(
     limit: o.Limit = None,
     repeats: o.Repeats = 3,
     method_arg: o.MethodArgs = (),
+    method_file: o.MethodFiles = (),
     dtype: o.Dtype = "float32",
     json_path: o.JsonFile = None,
     texts: Texts = False,
@@ -41,7 +42,7 @@ def compare(
     from paradec.answers import unrolled
     from paradec.comparison import compare as run
 
-    names = o.listed(methods)
+    names = [*o.listed(methods), *o.added(method_file)]
     options = o.split_options(names, method_arg) if names else {}
     at_least("repeats", repeats, 0, MOST_REPEATS)
     whole_file.check_all({"--json": (json_path, ()), "--html": (html, ()), "--png": (png, o.FIGURES)})

@@ -91,6 +91,12 @@ MethodArgs = Annotated[
     Repeat,
     tyro.conf.arg(help="An option of the method, key=value; of one method among several, method.key=value."),
 ]
+MethodFiles = Annotated[
+    tuple[str, ...],
+    Repeat,
+    tyro.conf.arg(help="A method of your own, mine.py:MyDrafter: the class of a drafter or rule, or its System.",
+                  name="method-file", metavar="FILE:NAME"),
+]  # fmt: skip
 METHODS = "Methods, separated by commas."
 PROMPTS = 'A JSONL file with a {"prompt": …}, {"question": …}, {"messages": …} or {"turns": …} a line.'
 SAID = "What the user says or, with --raw, the text to continue; - reads it from stdin."
@@ -142,6 +148,19 @@ def check_prompt(prompt: str) -> str:
 def listed(names: str) -> list[str]:
     """Names that are separated by commas."""
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def added(files: Sequence[str]) -> list[str]:
+    """The names of the methods that --method-file brings; they stand in the catalogue from now on."""
+    from paradec import catalog
+
+    names = []
+    for given in files:
+        path, colon, name = given.rpartition(":")
+        if not colon or not path or not name:
+            raise InputError(f"A method of your own reads FILE:NAME, as in mine.py:MyDrafter; {given!r} was given.")
+        names.append(catalog.from_file(Path(path), name).name)
+    return names
 
 
 def split_options(names: Sequence[str], pairs: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
@@ -20,12 +20,19 @@ from paradec.types import DecodeState, Denoiser, Model, Prompt, Sampling, Scored
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-class Drafter:
+class Part:
+    """A part of a method: what fills one slot of an engine (`system.SLOTS`)."""
+
+    slot: ClassVar[str]
+
+
+class Drafter(Part):
     """Where drafts come from, in the prefix engine. `params` is the whole dict, of which a drafter reads its own entry.
 
     Heads that borrow the target's vocabulary head also need `target.unembed(params) -> "V D"`, which a table has not.
     """
 
+    slot = "draft"
     depth: int
     """The longest accepted path below the root."""
     span: int
@@ -75,9 +82,10 @@ class ChainDrafter(Drafter):
         return self.depth + 1
 
 
-class Accept:
+class Accept(Part):
     """Which drafted nodes are kept, in the prefix engine."""
 
+    slot = "accept"
     needs_logits: bool = False
     """Whether it reads the target's logits, and not its choices alone."""
     chains: bool = False
@@ -103,9 +111,10 @@ class Choice:
     token: Int32[Array, "B W"] | None = None
 
 
-class Select:
+class Select(Part):
     """Which eligible positions a call of the canvas engine commits. A rule that wraps another hands its facts on."""
 
+    slot = "select"
     reads: int = 0
     """The only block length that it can judge; 0: any."""
     shadows: bool = False
@@ -165,12 +174,14 @@ class SelectAround(Select):
         return self.rule.most_calls(positions, blocks)
 
 
-FACTS = tuple(name for name in Select.__annotations__)
+FACTS = tuple(Select.__annotations__)
 """The facts of a select rule by name."""
 
 
-class Rewrite:
+class Rewrite(Part):
     """Changes logits before anything is chosen."""
+
+    slot = "rewrite"
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         """Its carry before the first call."""
@@ -181,9 +192,10 @@ class Rewrite:
         raise NotImplementedError
 
 
-class Region:
+class Region(Part):
     """Where a block ends that begins at `view.lo`; asked at its first call, with the logits as the model gave them."""
 
+    slot = "region"
     reach: int = 0
     """Positions from `lo` that it may take, or reads; 0: the whole canvas."""
 
@@ -192,15 +204,19 @@ class Region:
         raise NotImplementedError
 
 
-class Stop:
+class Stop(Part):
     """Which rows commit every masked position with this call's tokens. Needs the whole canvas in the window."""
+
+    slot = "stop"
 
     def __call__(self, view: Any) -> Bool[Array, "B"]:
         raise NotImplementedError
 
 
-class Cut:
+class Cut(Part):
     """Where a row's text will end, given what this call commits; only ever earlier than before."""
+
+    slot = "cut"
 
     def __call__(self, view: Any, accept: Bool[Array, "B W"]) -> Int[Array, "B"]:
         raise NotImplementedError

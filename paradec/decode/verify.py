@@ -176,8 +176,8 @@ SYSTEMS = (
         make=Rejection,
         exact_to=ExactTo("ar", None),
         laws=("greedy", "rows", "loops", "law"),
-        about="Keep a drafted x with min(1, p(x) / q(x)); at the first refusal draw from max(p - q, 0), renormalised. "
-        "Exact in law, and other tokens than plain decoding's. For chains.",
+        about="Keep a drafted x with `min(1, p(x) / q(x))`; at the first refusal draw from `max(p - q, 0)`, "
+        "renormalised. Exact in law, and other tokens than plain decoding's. For chains.",
         cost="The target's law and the draft's at every node.",
         proof="pytest tests/decode/test_rules.py -k rejection",
     ),
@@ -190,7 +190,7 @@ SYSTEMS = (
         make=Typical.of,
         exact_to=ExactTo("ar", None),
         laws=("greedy", "rows", "loops"),
-        about="Keep x where p(x) > min(epsilon, delta exp(-H(p))): the longest path of plausible tokens. Lossy above "
+        about="Keep x where `p(x) > min(epsilon, delta exp(-H(p)))`: the longest path of plausible tokens. Lossy above "
         "temperature 0.",
         meanings={
             "epsilon": "a probability that is always enough",

@@ -125,9 +125,17 @@ def trials(prompt: Prompt, slots: int, text: np.ndarray) -> Iterator[tuple[str, 
 
 
 def exactness(
-    model: Model, params: PyTree, method: Any, prompt: Prompt, *, slots: int = 128, chunk: int = 8
+    model: Model,
+    params: PyTree,
+    method: Any,
+    prompt: Prompt,
+    *,
+    slots: int = 128,
+    chunk: int = 8,
+    sampled: bool = True,
 ) -> dict[str, DecodeState]:
-    """Exactness and the trace invariants over all `trials`, which share one compiled program. Returns their states.
+    """Exactness and the trace invariants over all `trials`, which share one compiled program; unless `sampled`, over
+    those at temperature 0 alone. Returns their states.
 
     `method` is a `Method`, or a function from the right texts of a trial ("B S") to one, for drafters that know it.
     """
@@ -139,6 +147,8 @@ def exactness(
     plain = speculative(model, NoDraft(), eos=(-1, -2))
     greedy, states = np.asarray(decode(params, plain, wide, slots=slots, chunk=chunk).tokens), {}
     for name, options, ends in trials(wide, slots, greedy):
+        if not sampled and "how" in options:
+            continue
         options = dict(prompt=wide, slots=slots, chunk=chunk) | options
         chosen = method
         if not hasattr(method, "step"):

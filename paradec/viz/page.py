@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable
 from importlib import resources
 
+from paradec.trace import Trace
 from paradec.types import OPEN
 from paradec.viz.palette import CALLS, places
-from paradec.viz.trace import Trace
 
 
 def page(traces: Iterable[Trace], title: str = "Decode order") -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 
+from paradec.trace import Trace
 from paradec.types import OPEN
-from paradec.viz.trace import Trace
 
 CALLS = ("#FFD966", "#B5471B", "#F7B896", "#8A4B94", "#9BD3F7", "#00785C", "#B4E2B0", "#0072B2")
 """Backgrounds of the tokens of one call: light tones at even places, dark ones at odd places."""

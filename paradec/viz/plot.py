@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from paradec.trace import Trace
 from paradec.types import OPEN
 from paradec.viz.figure import save
 from paradec.viz.palette import METHODS
-from paradec.viz.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
+from paradec.trace import Trace
 from paradec.types import OPEN
 from paradec.viz.palette import CALLS, ink, places
-from paradec.viz.trace import Trace
 
 # A model may write an escape sequence. A terminal must never obey it: control characters become their pictures.
 _PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {0x7F: 0x2421}

@@ -30,13 +30,13 @@ from tiny_diffusion import (
 import paradec
 from paradec.errors import InputError, UnknownName, WeightsError
 from paradec.io import hf
+from paradec.io.checkpoint_laws import alignment_of, check_reach, check_shift, reach_of
 from paradec.io.diffusion_config import FAMILIES, is_diffusion, read_diffusion
 from paradec.io.hf import load_hf
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.transformer import Transformer
 from paradec.ops.mask import Block, Causal, Full
 from paradec.testing import tiny_transformer
-from paradec.testing.checkpoint_laws import alignment_of, check_reach, check_shift, reach_of
 
 
 def load(folder: Path, **options: Any) -> tuple[BlockDiffusion, Any]:

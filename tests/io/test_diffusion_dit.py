@@ -19,12 +19,12 @@ from tokenizers import Tokenizer, models
 import paradec
 from paradec import params
 from paradec.errors import InputError, WeightsError
+from paradec.io.checkpoint_laws import check_reach
 from paradec.io.diffusion_config import read_diffusion
 from paradec.io.hf import load_hf, save_hf
 from paradec.io.tokenizer import Tokenizer as Words
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.dit import DiT
-from paradec.testing.checkpoint_laws import check_reach
 from tests.models.numpy_dit import C, D, H, K, L, Tensors, V, condition, forward, published, shapes
 
 MASK, END = V - 1, "<|endoftext|>"

@@ -18,6 +18,7 @@ from tiny_moe import CONFIGS, D, R, Slow, Tensors, V, X, written
 
 from paradec.errors import InputError, WeightsError
 from paradec.io import hf
+from paradec.io.checkpoint_laws import check_shift
 from paradec.io.diffusion_config import FAMILIES, read_diffusion, write_diffusion
 from paradec.io.hf_config import write_config
 from paradec.models.block_diffusion import BlockDiffusion
@@ -26,7 +27,6 @@ from paradec.models.transformer import Transformer
 from paradec.ops.mask import Block, Full
 from paradec.ops.rope import Rope
 from paradec.testing import model_laws
-from paradec.testing.checkpoint_laws import check_shift
 
 TOKEN = np.random.default_rng(1).integers(V, size=12)
 AT, ZERO = "model.layers.{}.weight", np.zeros((64, D), np.float32)

@@ -22,14 +22,14 @@ from paradec.io.hf import save_hf
 from paradec.io.medusa import fingerprint
 from paradec.io.tokenizer import save_words
 from paradec.learn import step as learn
-from paradec.learn import watched
 from paradec.learn.loop import Run
-from paradec.learn.objectives.learned_filter import FilterBatch, FilterLoss, Verdicts, verdicts
+from paradec.learn.objectives.learned_filter import FilterBatch, FilterLoss, Verdicts, filter_batch, verdicts
 from paradec.learn.step import Plan
 from paradec.lm import Request
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 from paradec.models.transformer import Transformer
+from paradec.record import canvas_calls
 from paradec.system import Component
 from tests.decode.canvases import denoiser, on_chain, same
 from tests.test_train import newest, program
@@ -63,7 +63,7 @@ def lm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(lm, tmp_path_factory):
-    return watched.record(lm, PROMPTS, tmp_path_factory.mktemp("calls") / "oracle", shard=3, **ASK)
+    return canvas_calls.record(lm, PROMPTS, tmp_path_factory.mktemp("calls") / "oracle", shard=3, **ASK)
 
 
 def slowly(lm, prompt, slots=16):
@@ -102,7 +102,7 @@ def slowly(lm, prompt, slots=16):
 
 
 def test_what_is_recorded_is_what_a_slow_loop_sees(lm, folder):
-    rows = watched.FilterRows.read([folder]).columns
+    rows = canvas_calls.FilterRows.read([folder]).columns
     missed = passed = 0
     for number, prompt in enumerate(PROMPTS):
         mine = {name: x[rows["row"] == number] for name, x in rows.items()}
@@ -116,18 +116,18 @@ def test_what_is_recorded_is_what_a_slow_loop_sees(lm, folder):
 
 
 def test_a_recording_goes_on_and_refuses_another(lm, folder, tmp_path):
-    again = watched.record(lm, PROMPTS, tmp_path / "again", shard=3, **ASK)
+    again = canvas_calls.record(lm, PROMPTS, tmp_path / "again", shard=3, **ASK)
     files = sorted(path.name for path in again.iterdir())
     assert files == ["00000.safetensors", "00001.safetensors", "recording.json"]
     (again / files[1]).unlink()
     (again / files[0]).write_bytes(b"kept")
-    watched.record(lm, PROMPTS, again, shard=3, **ASK)
+    canvas_calls.record(lm, PROMPTS, again, shard=3, **ASK)
     assert (again / files[0]).read_bytes() == b"kept"
     assert (again / files[1]).read_bytes() == (folder / files[1]).read_bytes()
     with pytest.raises(InputError, match="block: 4 → 6"):
-        watched.record(lm, PROMPTS, folder, shard=3, **ASK | {"block": 6})
+        canvas_calls.record(lm, PROMPTS, folder, shard=3, **ASK | {"block": 6})
     with pytest.raises(InputError, match="speculates"):
-        watched.record(lm, PROMPTS, tmp_path / "new", along="oracle+freedave", **ASK)
+        canvas_calls.record(lm, PROMPTS, tmp_path / "new", along="oracle+freedave", **ASK)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_a_recording_goes_on_and_refuses_another(lm, folder, tmp_path):
 )
 def test_the_rule_that_is_watched_decides_as_if_alone(lm, names, options):
     ask = Request(method=names, max_new_tokens=NEW, batch_size=5)
-    walk = watched.Walk.of(lm, ask, BLOCK, names, options)
+    walk = canvas_calls.Walk.of(lm, ask, BLOCK, names, options)
     decoder = lm.decoder(ask, options | {"block": BLOCK})
     alone = decoder.run(lm.begin(decoder, PROMPTS, ask, range(5)))
     calls = walk.calls(PROMPTS, range(5))
     np.testing.assert_array_equal(calls.open.any(-1).sum(-1), alone.calls)
     assert calls.open[:, 0].any(-1).all()
-    oracle = watched.Walk.of(lm, ask, BLOCK, "oracle", {}).calls(PROMPTS, range(5))
+    oracle = canvas_calls.Walk.of(lm, ask, BLOCK, "oracle", {}).calls(PROMPTS, range(5))
     for name in ("confidence", "final", "open"):  # all begin with the same call
         first = [np.asarray(getattr(x, name)[:, 0], np.float32) for x in (calls, oracle)]
         np.testing.assert_allclose(*first, atol=1e-6, err_msg=name)
@@ -157,16 +157,16 @@ def test_what_a_rule_says_of_itself_is_handed_on(name):
     trained = {"filter": Component(filter, params.init(filter.specs(), jax.random.key(0)))}
     given = {"oracle": {"reference": text}, "learned_filter": trained}.get(name, {})
     rule = SYSTEMS[name].make(**given)
-    seen = watched.Watched(rule, text, 4, 4)
+    seen = canvas_calls.Recorder(rule, text, 4, 4)
     assert {f: getattr(seen, f) for f in FACTS} == {f: getattr(rule, f) for f in FACTS}
     assert set(FACTS) <= set(vars(SelectAround)), "a fact that no wrapper knows"
 
 
 def test_batches_go_on_where_they_were(folder):
-    rows = watched.FilterRows.read([folder])
-    some = iter(watched.Drawn(rows, 6, seed=2))
+    rows = canvas_calls.FilterRows.read([folder])
+    some = iter(canvas_calls.Drawn(rows, 6, seed=2, make=filter_batch))
     first, state, second = next(some), some.get_state(), next(some)
-    again = iter(watched.Drawn(rows, 6, seed=2))
+    again = iter(canvas_calls.Drawn(rows, 6, seed=2, make=filter_batch))
     again.set_state(json.loads(json.dumps(state)))
     jax.tree.map(np.testing.assert_array_equal, next(again), second)
     assert not np.array_equal(first.confidence, second.confidence) and first.confidence.shape == (6, BLOCK)

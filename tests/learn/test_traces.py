@@ -12,7 +12,7 @@ import paradec
 from paradec.errors import InputError
 from paradec.io.gguf_vocab import frame
 from paradec.io.tokenizer import Tokenizer
-from paradec.learn import traces
+from paradec.record import traces
 from tests.fixtures import write_tiny_model
 
 PROMPTS = ["abc abc abc", "Hello, world", "x", "The list: one two one two", "zyx"]
@@ -45,7 +45,9 @@ def test_it_goes_on_at_the_first_missing_shard(lm, folder, tmp_path, monkeypatch
     (tmp_path / "again" / "00001.jsonl").unlink()
     asked = []
     real = lm.decode
-    monkeypatch.setattr(lm, "decode", lambda d, batch, *rest: asked.append(len(batch)) or real(d, batch, *rest))
+    monkeypatch.setattr(
+        type(lm), "decode", lambda self, d, batch, *rest: asked.append(len(batch)) or real(d, batch, *rest)
+    )
     traces.record(lm, PROMPTS, tmp_path / "again", **ASK)
     assert asked == [2] and list(traces.read(tmp_path / "again")) == list(traces.read(folder))
 

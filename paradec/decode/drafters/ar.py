@@ -31,7 +31,8 @@ SYSTEMS = (
         make=NoDraft,
         exact_to=ExactTo("ar", "ar"),
         laws=EXACT,
-        about="One token a call: x_t is argmax or a sample of p(x_t | x_<t). Every exact method returns its tokens.",
+        about="One token a call: `x_t` is the argmax or a sample of `p(x_t | x_<t)`. Every exact method returns its "
+        "tokens.",
         cost="One call of one row for every token.",
         proof="pytest tests/decode/test_laws.py -k ar",
     ),

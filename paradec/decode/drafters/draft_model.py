@@ -142,7 +142,7 @@ SYSTEMS = (
         exact_to=ExactTo("ar", "ar"),
         laws=EXACT,
         about="A smaller model writes num_draft tokens one after the other, and the target verifies them in one call: "
-        "with accept=match those that equal its own tokens, with accept=rejection each x with min(1, p(x) / q(x)).",
+        "with accept=match those that equal its own tokens, with accept=rejection each x with `min(1, p(x) / q(x))`.",
         meanings={
             "num_draft": "tokens drafted a call",
             "shared_noise": "draw with the target's own noise; unset: unless the accept rule asks for the draft's law",

@@ -71,7 +71,7 @@ SYSTEMS = (
         make=Jacobi,
         exact_to=ExactTo("ar", "ar"),
         laws=EXACT,
-        about="x_i <- argmax p(. | x_<i) for a window of positions at once; the fixed point of this iteration is the "
+        about="`x_i <- argmax p(. | x_<i)` for a window of positions at once; the fixed point of this iteration is the "
         "autoregressive text, and every call commits the guesses that agree with it and one token more.",
         meanings={"window": "guesses that a call corrects at once"},
         cost="A call is window + 1 rows wide; no weights of its own.",

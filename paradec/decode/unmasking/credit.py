@@ -55,7 +55,8 @@ SYSTEMS = (
         arxiv="2510.06133",
         make=Credit.of,
         laws=RULE,
-        about="C <- beta C + p^gamma for the likeliest token of every masked position, then logits + alpha log(1 + C).",
+        about="`C <- beta C + p^gamma` for the likeliest token of every masked position, then `logits + alpha log(1 + "
+        "C)`.",
         meanings={
             "alpha": "weight of the credit",
             "gamma": "power of the probability that is credited",

@@ -42,10 +42,10 @@ SYSTEMS = (
         arxiv="2505.24857",
         make=EntropyBounded.of,
         laws=RULE,
-        about="The longest prefix in rising entropy with sum_i H_i - max_i H_i <= gamma, which bounds the mutual "
+        about="The longest prefix in rising entropy with `sum_i H_i - max_i H_i <= gamma`, which bounds the mutual "
         "information that is lost by committing it at once.",
         meanings={"gamma": "the bound, in nats; below 0 one position a call"},
         cost="The entropy of every position, and a table of pairs.",
-        proof="pytest tests/evals/test_theory.py -k eb",
+        proof="pytest tests/decode/test_unmasking.py -k bound",
     ),
 )

@@ -47,7 +47,7 @@ SYSTEMS = (
         arxiv="2505.22618",
         make=Factor.of,
         laws=RULE,
-        about="The longest prefix of n positions in falling confidence with (n + 1)(1 - c_n) <= f.",
+        about="The longest prefix of n positions in falling confidence with `(n + 1)(1 - c_n) <= f`.",
         meanings={"f": "the bound; up to 1 the tokens are also likeliest together", "compat": "as the published code"},
         cost="None beside the call.",
         proof="pytest tests/decode/test_originals.py -k factor",

@@ -53,6 +53,6 @@ SYSTEMS = (
         about="Positions above tau, and the most confident of each run of neighbouring masks if it is above low.",
         meanings={"tau": "confidence that is exceeded", "low": "confidence that the best of a run exceeds"},
         cost="None beside the call.",
-        proof="pytest tests/decode/test_published.py -k hierarchical",
+        proof="pytest tests/decode/test_unmasking.py -k hierarchical",
     ),
 )

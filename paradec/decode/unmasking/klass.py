@@ -15,7 +15,7 @@ from paradec.system import RULE, System
 @struct.dataclass
 class Klass(Select):
     """Settles positions of confidence above `tau` whose law moved by less than `kl` nats in each of the last
-    `history` calls, KL(now || before); with none, the surest (arXiv 2511.05664).
+    `history` calls, `KL(now || before)`; with none, the surest (arXiv 2511.05664).
 
     As published, the laws are followed on the whole canvas, so a block may open with positions that are stable already,
     and no block settles by this before its call number `history`. Deviations: the first call of all is compared with

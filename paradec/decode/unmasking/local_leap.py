@@ -59,6 +59,6 @@ SYSTEMS = (
             "radius": "positions to each side that are beside it",
         },
         cost="None beside the call.",
-        proof="pytest tests/decode/test_published.py -k local_leap",
+        proof="pytest tests/decode/test_unmasking.py -k local_leap",
     ),
 )

@@ -54,7 +54,8 @@ SYSTEMS = (
         make=Quota.of,
         laws=RULE,
         about="The k most confident positions a call; with `steps` S a block of n masks is spread over S calls: call s "
-        "commits n // S positions, and one more if s < n mod S. One position a call is static decoding, the reference.",
+        "commits `n // S` positions, and one more if `s < n mod S`. One position a call is "
+        "static decoding, the reference.",
         meanings={
             "per_call": "positions committed a call",
             "steps": "calls that a block is spread over; 0: per_call counts",

@@ -83,7 +83,8 @@ SYSTEMS = (
         arxiv="2508.15487",
         make=TimeGrid.of,
         laws=RULE,
-        about="Noise falls from 1 to eps in equal steps; between t and s a share 1 - s / t of the masks is committed.",
+        about="Noise falls from 1 to eps in equal steps; between t and s a share `1 - s / t` of the masks is "
+        "committed.",
         meanings={
             "steps": "calls that a block takes",
             "score": "origin: each mask on its own; else what orders them: probability, margin, entropy, random",
@@ -92,6 +93,6 @@ SYSTEMS = (
             "whole": "round the share instead of cutting it",
         },
         cost="None beside the call.",
-        proof="pytest tests/decode/test_originals.py -k time_grid",
+        proof="pytest tests/decode/test_unmasking.py -k grid",
     ),
 )

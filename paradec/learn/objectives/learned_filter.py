@@ -96,3 +96,8 @@ def _quality(passed: Bool[np.ndarray, "P"], final: Bool[np.ndarray, "P"]) -> dic
     both = float((passed & final).sum())
     precision = both / passed.sum() if passed.any() else 1.0
     return {"passed": float(passed.mean()), "precision": float(precision), "recall": both / max(final.sum(), 1)}
+
+
+def filter_batch(rows: dict[str, np.ndarray]) -> FilterBatch:
+    """Stacked rows of `record.canvas_calls` as this objective reads them."""
+    return FilterBatch(confidence=rows["confidence"], final=rows["final"].astype(bool), open=rows["open"].astype(bool))

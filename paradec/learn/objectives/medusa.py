@@ -171,3 +171,8 @@ def accuracy(
     sums = [jax.device_get(calibrate(heads, weights, short, batch, ranks)) for batch in batches]
     hits, counts = (np.stack(parts).sum(axis=0, dtype=np.float64) for parts in zip(*sums, strict=True))
     return hits / np.maximum(counts[:, None], 1)
+
+
+def head_batch(rows: dict[str, np.ndarray]) -> HeadBatch:
+    """Stacked rows of `record.traces` as this objective reads them."""
+    return HeadBatch(hidden=rows["hidden"], token=rows["token"].astype(np.int32), learn=rows["learn"].astype(bool))

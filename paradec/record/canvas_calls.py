@@ -27,9 +27,8 @@ from paradec.decode.unmasking.learned_filter import observed, of_block
 from paradec.decode.view import View
 from paradec.errors import InputError
 from paradec.io import tensor_file
-from paradec.learn.objectives.learned_filter import FilterBatch
-from paradec.learn.traces import claim
 from paradec.lm import Decoder, LanguageModel, Request
+from paradec.record.traces import claim
 from paradec.request import Prompts, texts
 
 
@@ -43,7 +42,7 @@ class Calls:
 
 
 @struct.dataclass
-class Watched(SelectAround):
+class Recorder(SelectAround):
     """A select rule that does what `rule` does, and writes down each call beside the carry of that rule.
 
     A proposal is final if it is the token that stands there in `reference`.
@@ -94,10 +93,10 @@ class Walk:
     def calls(self, batch: list[list[int]], rows: Sequence[int]) -> Calls:
         """Every call of a batch; rows that only fill it up have none."""
         reference = self.plain.run(self.lm.begin(self.plain, batch, self.ask, rows)).tokens
-        again = Decoder(self.along, self.watched(reference), self.plain.params, compiled=self.compiled)
+        again = Decoder(self.along, self.recording(reference), self.plain.params, compiled=self.compiled)
         return again.run(self.lm.begin(again, batch, self.ask, rows)).carry.select[0]
 
-    def watched(self, reference: Int32[Array, "B S"]) -> Canvas:
+    def recording(self, reference: Int32[Array, "B S"]) -> Canvas:
         """The method that is walked along, with its select rule watched."""
         lm, options = self.lm, dict(self.options)
         if "oracle" in self.along.split("+"):
@@ -109,7 +108,7 @@ class Walk:
         room = self.ask.max_new_tokens + lm.model.block  # blocks of the model's own are filled to their end
         if method.select.idles:  # by its steps, not by what it settles
             room = max(room, (-(-room // self.block) + 1) * int(method.select.steps))
-        return method.replace(select=Watched(method.select, reference, self.block, room))
+        return method.replace(select=Recorder(method.select, reference, self.block, room))
 
 
 def record(
@@ -197,12 +196,13 @@ class FilterRows:
 class Drawn:
     """Endless batches of calls, drawn at random by numpy at once: a call is too small to be read for itself.
 
-    Its iterators have `get_state` and `set_state`. Processes draw the same calls, and each takes those that it holds.
+    `make` turns the columns of a batch into what an objective reads. Its iterators have `get_state` and `set_state`.
+    Processes draw the same calls, and each takes those that it holds.
     """
 
-    def __init__(self, rows: FilterRows, batch: int, seed: int = 0):
+    def __init__(self, rows: FilterRows, batch: int, seed: int = 0, *, make: Callable[[dict[str, np.ndarray]], Any]):
         mesh.held(batch)  # raises where the mesh does not split it
-        self.rows, self.batch, self.seed = rows, batch, seed
+        self.rows, self.batch, self.seed, self.make = rows, batch, seed, make
 
     def __iter__(self) -> _Draws:
         return _Draws(self)
@@ -212,19 +212,14 @@ class _Draws(Iterator):
     def __init__(self, data: Drawn):
         self.data, self.made = data, 0
 
-    def __next__(self) -> FilterBatch:
+    def __next__(self) -> Any:
         rng = np.random.default_rng((self.data.seed, self.made))
         self.made += 1
         drawn = rng.integers(len(self.data.rows), size=self.data.batch)
-        return filter_batch(self.data.rows[drawn[mesh.held(self.data.batch)]])
+        return self.data.make(self.data.rows[drawn[mesh.held(self.data.batch)]])
 
     def get_state(self) -> dict[str, int]:
         return {"made": self.made}
 
     def set_state(self, state: dict[str, int]) -> None:
         self.made = state["made"]
-
-
-def filter_batch(rows: dict[str, np.ndarray]) -> FilterBatch:
-    """Stacked rows as the filter's objective reads them."""
-    return FilterBatch(confidence=rows["confidence"], final=rows["final"].astype(bool), open=rows["open"].astype(bool))

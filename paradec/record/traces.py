@@ -23,7 +23,6 @@ from paradec import mesh
 from paradec.errors import InputError, ResourceError
 from paradec.io import json_lines, tensor_file, text_file
 from paradec.io.medusa import fingerprint
-from paradec.learn.objectives.medusa import HeadBatch
 from paradec.lm import LanguageModel, Request, precision
 from paradec.request import Prompts, texts
 
@@ -211,11 +210,6 @@ def parted(count: int, every: int) -> tuple[list[int], list[int]]:
             "with. Give more texts, or hold out another share."
         )
     return [n for n in range(count) if n not in held], [*held]
-
-
-def head_batch(rows: dict[str, np.ndarray]) -> HeadBatch:
-    """Stacked rows as the heads' objective reads them."""
-    return HeadBatch(hidden=rows["hidden"], token=rows["token"].astype(np.int32), learn=rows["learn"].astype(bool))
 
 
 def _text(record: Record, length: int) -> tuple[list[int], int]:

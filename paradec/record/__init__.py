@@ -1,0 +1,1 @@
+"""What is recorded from decodes: texts with hidden states, and the calls of a canvas."""
