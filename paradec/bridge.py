@@ -269,8 +269,6 @@ def _vocabulary(apply: Callable, params: PyTree, tokens: int) -> int:
 
 def _kept(cache: TokenCache, longest: int) -> tuple[Any, tuple[Leaf, ...]]:
     """The structure of what a cache keeps, and of each leaf its axes: found by asking for caches of other sizes."""
-    if not isinstance(cache, TokenCache):
-        raise InputError(f"cache must be a paradec.bridge.TokenCache(init, apply); a {type(cache).__name__} was given.")
     many = min(longest, 2048)
     few = many // 2
     shapes = lambda batch, slots: jax.eval_shape(lambda: cache.init(batch, slots))
