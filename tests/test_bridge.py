@@ -223,9 +223,13 @@ def test_exact_in_every_trial(kind, name):
     ],
 )
 def test_a_row_is_the_same_in_any_company(kind, name):
-    """On a canvas that is longer than what the model reads."""
+    """On a canvas that is longer than what the model reads: what it would give there are no numbers."""
     model, params = MODELS[kind]()
     laws.rows({"target": params}, method(model, name), PROMPT)
+    state = laws.decode({"target": params}, method(model, name), PROMPT)
+    assert state.tokens.shape[1] > LONGEST
+    for row, right in zip(np.asarray(state.tokens), own_loop(kind), strict=True):
+        np.testing.assert_array_equal(row[: len(right)], right)
 
 
 TEXT = jnp.asarray(np.random.default_rng(2).integers(VOCAB, size=(3, 30)), jnp.int32)
