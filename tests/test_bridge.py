@@ -26,128 +26,29 @@ from paradec.decode.drafters.prompt_lookup import PromptLookup
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.speculative import speculative
 from paradec.errors import InputError
+from paradec.models.bridged import paths
 from paradec.testing import laws, model_laws, ragged_prompts
 from paradec.testing.drafters import RandomTree, TapReader
 from paradec.testing.mutants import NoCompaction, SiblingsSee, Wrapped
 from paradec.types import Model, Rows
 from tests.fixtures import write_tiny_model
+from tests.flax_models import (
+    KEYS,
+    LONGEST,
+    MODELS,
+    VOCAB,
+    LinenLM,
+    NnxLM,
+    caching,
+    first,
+    linen,
+    linen_parts,
+    nnx_module,
+    recomputing,
+)
 
-VOCAB, WIDTH, HEADS, LONGEST = 97, 32, 4, 72
-SLOTS = LONGEST  # positions are learned: one more would be no number, in linen and in nnx
+SLOTS = LONGEST
 PROMPT = ragged_prompts(1, VOCAB, width=SLOTS)
-LOUD = jax.nn.initializers.normal(0.4)  # so that greedy text varies
-
-
-class LinenBlock(nn.Module):
-    causal: bool = True
-
-    @nn.compact
-    def __call__(self, x, deterministic):
-        mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
-        attention = nn.MultiHeadDotProductAttention(HEADS, kernel_init=LOUD)
-        x = x + nn.Dropout(0.5)(attention(nn.LayerNorm()(x), mask=mask), deterministic=deterministic)
-        return x + nn.Dense(WIDTH, kernel_init=LOUD)(nn.gelu(nn.Dense(48, kernel_init=LOUD)(nn.LayerNorm()(x))))
-
-
-class LinenLM(nn.Module):
-    """Learned positions, dropout, an untied head, and logits in a tuple beside something else."""
-
-    causal: bool = True
-    vocab: int = VOCAB
-
-    @nn.compact
-    def __call__(self, token, deterministic=False):
-        x = nn.Embed(self.vocab, WIDTH, embedding_init=LOUD)(token)
-        x = x + nn.Embed(LONGEST, WIDTH, embedding_init=LOUD)(jnp.arange(token.shape[1]))[None]
-        for _ in range(2):
-            x = LinenBlock(self.causal)(x, deterministic)
-        return nn.Dense(self.vocab, kernel_init=LOUD)(nn.LayerNorm()(x)), jnp.zeros(3)
-
-
-class NnxBlock(nnx.Module):
-    def __init__(self, rngs):
-        linear = functools.partial(nnx.Linear, kernel_init=LOUD, rngs=rngs)
-        self.norms = nnx.List([nnx.LayerNorm(WIDTH, rngs=rngs) for _ in range(2)])
-        self.qkv, self.out = linear(WIDTH, 3 * WIDTH), linear(WIDTH, WIDTH)
-        self.up, self.down = linear(WIDTH, 48), linear(48, WIDTH)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-    def __call__(self, x, position, kept):
-        """The block on rows at `position`, and its keys and values ("B H S K") with theirs written; None: none kept."""
-        B, T, _ = x.shape
-        q, k, v = self.qkv(self.norms[0](x)).reshape(B, T, 3, HEADS, -1).transpose(2, 0, 3, 1, 4)
-        if kept is not None:
-            # A window for each row, as real caches are written: it would clamp if positions ran out of the slots.
-            window = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1))
-            k, v = (window(old, new, position[:, 0]) for old, new in zip(kept, (k, v), strict=True))
-        see = jnp.arange(k.shape[2])[None, None] <= position[:, :, None]
-        score = jnp.where(see[:, None], jnp.einsum("bhtk,bhsk->bhts", q, k), -jnp.inf)
-        mixed = jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(score, axis=-1), v)
-        x = x + self.dropout(self.out(mixed.transpose(0, 2, 1, 3).reshape(B, T, WIDTH)))
-        return x + self.down(nnx.gelu(self.up(self.norms[1](x)))), (k, v)
-
-
-class NnxLM(nnx.Module):
-    """Learned positions, a tied head, and a call for new tokens on keys and values stacked over layers."""
-
-    def __init__(self, rngs):
-        self.embed = nnx.Embed(VOCAB, WIDTH, embedding_init=LOUD, rngs=rngs)
-        self.place = nnx.Embed(LONGEST, WIDTH, embedding_init=LOUD, rngs=rngs)
-        self.blocks = nnx.List([NnxBlock(rngs) for _ in range(2)])
-        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
-        self.head = self.embed
-
-    def __call__(self, token):
-        position = jnp.broadcast_to(jnp.arange(token.shape[1])[None], token.shape)
-        return self.cached(token, position, None)[0]
-
-    def cached(self, token, position, cache):
-        x, new = self.embed(token) + self.place(position), []
-        for i, block in enumerate(self.blocks):
-            x, kept = block(x, position, None if cache is None else (cache["k"][i], cache["v"][i]))
-            new.append(kept)
-        k, v = (jnp.stack(each) for each in zip(*new, strict=True))
-        return self.head.attend(self.norm(x)), {"k": k, "v": v}
-
-
-def keys(batch, slots):
-    return {name: jnp.zeros((2, batch, HEADS, slots, WIDTH // HEADS)) for name in "kv"}
-
-
-KEYS = TokenCache(keys, NnxLM.cached)
-
-
-@functools.cache
-def linen_parts():
-    module = LinenLM()
-    return module, jax.jit(module.init)(jax.random.key(3), jnp.zeros((1, 4), jnp.int32))
-
-
-@functools.cache
-def linen():
-    return from_linen(*linen_parts(), logits=first, max_length=LONGEST)
-
-
-def first(out):
-    return out[0]
-
-
-@functools.cache
-def nnx_module():
-    return NnxLM(nnx.Rngs(1))
-
-
-@functools.cache
-def recomputing():
-    return from_nnx(nnx_module(), max_length=LONGEST)
-
-
-@functools.cache
-def caching():
-    return from_nnx(nnx_module(), max_length=LONGEST, cache=KEYS)
-
-
-MODELS = {"linen": linen, "nnx": recomputing, "nnx, cached": caching}
 DRAFTERS = {
     "ar": lambda model, text: NoDraft(),
     "lookup": lambda model, text: PromptLookup(num_draft=4, max_ngram=3, min_ngram=1),
@@ -250,6 +151,16 @@ def test_refused_rows_leave_no_trace_and_pending_ones_count(kind):
     parent = np.asarray([[0, 0, 1, 1, 2, 0], [0, 1, 1, 0, 3, 5], [0, 0, 1, 2, 3, 4]])
     model_laws.pending(model, params, TEXT, parent)
     model_laws.pending(model, params, TEXT, None)
+
+
+def test_the_paths_of_a_tree():
+    """The example of `paths`: whole, and with the last three nodes not asked for."""
+    parent, depth = jnp.asarray([[0, 0, 2, 1, 1, 5]]), jnp.asarray([[0, 1, 0, 2, 2, 3]])
+    for asked, wanted in ((6, [{2}, {0, 1, 3}, {0, 1, 4}]), (3, [{0, 1}, {2}])):
+        rows = Rows(token=depth[:, :asked], depth=depth[:, :asked], parent=parent)
+        most, path = paths(rows, jnp.arange(6)[None] < asked, None)
+        assert [set(np.flatnonzero(path(i)[0]).tolist()) for i in range(int(most))] == wanted
+        assert not path(int(most)).any()
 
 
 def test_a_chain_costs_one_call_and_a_tree_one_for_each_leaf():
@@ -390,6 +301,29 @@ def test_what_a_function_cannot_do_is_said_when_a_method_is_built():
         model.forward(params, TEXT, mask=1)
     with pytest.raises(InputError, match="reads at most 72"):
         model.forward(params, jnp.zeros((1, 73), jnp.int32))
+
+
+class Counter(nn.Module):
+    """Logits that count the tokens so far, with weights in a box, and a call for new tokens."""
+
+    def setup(self):
+        boxed = nn.with_partitioning(nn.initializers.orthogonal(), (None, "model"))
+        self.head = nn.Dense(VOCAB, kernel_init=boxed)
+
+    def __call__(self, token):
+        return self.head(running(EYE, token))
+
+    def step(self, token, position, cache):
+        logits, cache = counted(EYE, token, position, cache)
+        return self.head(logits), cache
+
+
+def test_a_linen_module_with_a_cache_and_boxed_parameters():
+    module = Counter()
+    variables = module.init(jax.random.key(0), TEXT)
+    model, params = from_linen(module, variables, cache=TokenCache(tokens, Counter.step))
+    assert [shape for shape, _ in model.leaves] == [(VOCAB,), (VOCAB, VOCAB)], "boxes are opened"
+    model_laws.cache(model, params, TEXT, model_laws.plan(3, 4, 3, 3, 4), chain=False)
 
 
 def test_equal_modules_are_equal_models_and_the_module_stays_as_it_is():

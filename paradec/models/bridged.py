@@ -164,11 +164,10 @@ class Bridged:
         B, M = rows.token.shape
         delta = self.init_delta(B, M) if pending is None else pending
         token = lax.dynamic_update_slice_in_dim(delta.token, rows.token.astype(jnp.int32), rows.start, axis=1)
-        N = token.shape[1]
-        index = lax.iota(jnp.int32, N)[None]
+        index = lax.iota(jnp.int32, token.shape[1])[None]
         asked = (index >= rows.start) & (index < rows.start + M)
         # Columns of a call: up to the last row that is asked for, where that is known when this is compiled.
-        wide = rows.start + M if isinstance(rows.start, int) else N
+        wide = rows.start + M if isinstance(rows.start, int) else token.shape[1]
 
         def along(path: Bool[Array, "B N"], found: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
             """What was found, and what the nodes of one path give that are asked for."""
@@ -181,12 +180,9 @@ class Bridged:
 
         found = (jnp.zeros((B, M, self.vocab_size)), delta.kept)
         if rows.parent is None:
-            logits, kept = along(jnp.broadcast_to(index < rows.start + M, (B, N)), found)
+            logits, kept = along(jnp.broadcast_to(index < rows.start + M, token.shape), found)
         else:
-            see, leaf = ancestors(rows.parent), leaves_of(rows, asked)
-            number = jnp.where(leaf, jnp.cumsum(leaf, axis=1, dtype=jnp.int32), 0)  # leaves are counted from 1
-            most = jnp.max(number if live is None else jnp.where(live[:, None], number, 0))
-            path = lambda i: jnp.any(see & (number == i + 1)[:, :, None], axis=1)
+            most, path = paths(rows, asked, live)
             logits, kept = lax.fori_loop(0, most, lambda i, found: along(path(i), found), found)
         if rows.read is not None:
             logits = jnp.take_along_axis(logits, rows.read[:, :, None], axis=1)
@@ -251,18 +247,31 @@ class Bridged:
             raise InputError("A bridged function gives logits alone; this method reads hidden states.")
 
 
-def leaves_of(rows: Rows, asked: Bool[Array, "1 N"]) -> Bool[Array, "B N"]:
-    """Which nodes of the tree are leaves of its part that is asked for.
+def paths(
+    rows: Rows, asked: Bool[Array, "1 N"], live: Bool[Array, "B"] | None
+) -> tuple[Int[Array, ""], Callable[[Array | int], Bool[Array, "B N"]]]:
+    """How many paths from root to leaf the busiest row has, and the nodes of path i (none where a row has fewer).
 
-    A node that is its own parent at a depth above 0 is an unused one (see `types.Tree`): nobody reads it, so it is
-    none. A chain of which only some nodes are used has one leaf, then, and costs one call.
+    Of the tree
+
+        0 ── 1 ── 3
+        │    └─── 4        2 and 5 are their own parents, 2 at depth 0, 5 deeper: an unused node
+        2         5
+
+    that is asked for whole the leaves are 2, 3 and 4, and the paths {2}, {0, 1, 3} and {0, 1, 4}: nodes 0 and 1 are
+    computed twice, with the same result. If 3, 4 and 5 are not asked for, 1 is a leaf. That nobody reads an unused node
+    (see `types.Tree`) makes a chain of which only the first nodes are used one path, whatever its length.
     """
     parent = rows.parent
     index = lax.broadcasted_iota(jnp.int32, parent.shape, 1)
     hangs = asked & (parent != index)
     has_child = jax.vmap(lambda up, hangs: jnp.zeros_like(hangs).at[up].max(hangs))(parent, hangs)
-    deep = lax.dynamic_update_slice_in_dim(jnp.zeros_like(index), rows.depth.astype(jnp.int32), rows.start, axis=1)
-    return asked & ~has_child & ~((parent == index) & (deep > 0))
+    depth = lax.dynamic_update_slice_in_dim(jnp.zeros_like(index), rows.depth.astype(jnp.int32), rows.start, axis=1)
+    leaf = asked & ~has_child & ~((parent == index) & (depth > 0))
+    number = jnp.where(leaf, jnp.cumsum(leaf, axis=1, dtype=jnp.int32), 0)  # leaves are counted from 1
+    most = jnp.max(number if live is None else jnp.where(live[:, None], number, 0))
+    see = ancestors(parent)
+    return most, lambda i: jnp.any(see & (number == i + 1)[:, :, None], axis=1)
 
 
 def rows_at(leaf: Leaf, x: Array, at: Int[Array, "B N"]) -> Array:
