@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
@@ -60,12 +61,23 @@ class Place:
     A row sees keys at positions below `sees`: of the call's fresh rows, and of the cache where no fresh row stands.
     A shadow stands beside the canvas: no canvas row sees it, and it sees neither the row nor the slot at its own
     position. A row that is not `fresh` only asks; its keys are those the cache has.
+
+    Of a model with a causal cache, rows before `block_start` belong to the causal pass, whose keys are kept, and each
+    sees no position behind its own; those from there on are the open block.
     """
 
     position: Int[Array, "B M"]
     sees: Int[Array, "B M"]
     fresh: Bool[Array, "B M"]
     shadow: Bool[Array, "B M"] | None = None
+    block_start: Int[Array, "B"] | None = None  # where the open block begins; only of a model with a causal cache
+
+    @property
+    def causal(self) -> Bool[Array, "B M"]:
+        """Which rows belong to the causal pass; none where the model has no such pass."""
+        if self.block_start is None:
+            return jnp.zeros(self.position.shape, bool)
+        return self.position < self.block_start[:, None]
 
 
 @struct.dataclass
@@ -277,6 +289,7 @@ class Denoiser(Protocol):
     block: int  # a position sees its own block of so many and those before; 0: the whole canvas
     grid: str  # where blocks are counted from: "text" (position 0) or "prompt" (its end)
     shift: bool
+    causal_cache: bool = False  # text before the open block is read causally: see `canvas_cache.Causal`
 
     def init_cache(self, batch: int, slots: int) -> PyTree:
         """An empty cache with `.length`; `slots` 0: none is kept."""

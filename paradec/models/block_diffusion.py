@@ -35,6 +35,7 @@ class BlockDiffusion:
     block: int = 0
     grid: str = "text"
     shift: bool = False
+    causal_cache = False
 
     def __post_init__(self) -> None:
         """Raise `InputError` for what cannot be a denoiser."""

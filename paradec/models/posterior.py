@@ -33,6 +33,7 @@ class _Exact:
     block = 0
     grid = "prompt"
     shift = False
+    causal_cache = False
 
     def init_cache(self, batch: int, slots: int) -> NoCache:
         """Nothing; a posterior needs the whole canvas."""

@@ -102,7 +102,7 @@ def compose(
     options: Mapping[str, Any] | None = None,
     *,
     block: int | None = None,
-    cache: str = "none",
+    cache: str | None = None,
     wait: bool = True,
     eos: Iterable[int] = (),
     ends: str = "free",
@@ -113,8 +113,9 @@ def compose(
 
     Without a select rule it is static decoding, one position a call. `options` are the parts' own: "tau", or
     "threshold.tau" where several parts have one. `block` is the block length: None is the model's own, or the whole
-    answer; `cache` one of "none", "dual", "prefix", "block", "sub_block" (see `decode.canvas_cache`), and `wait` says
-    whether rows wait for each other at block borders under it; `ends`, `tempered` and `words` are `Canvas`' own, and
+    answer; `cache` one of "none", "dual", "prefix", "block", "sub_block", "causal" (see `decode.canvas_cache`; None is
+    "causal" for models that read finished text causally, and "none" for others), and `wait` says whether rows wait for
+    each other at block borders under it; `ends`, `tempered` and `words` are `Canvas`' own, and
     `tempered` None is as the select rule was published (Dream's after temperature, others before).
     Raises `UnknownName` for a part or an option that does not exist, `InputError` for parts that do not go together,
     or a model that fills no canvas.
@@ -126,6 +127,7 @@ def compose(
     made = {slot: _make(part, _own(part, chosen, options or {}, eos)) for slot, part in chosen.items()}
     select = made.get("select", Quota.of())
     fixed = block is not None or target.block > 0
+    cache = cache or ("causal" if target.causal_cache else "none")
     region = made.get("region") or (_blocks(target, block) if fixed else Everything())
     method = Canvas(
         target=target, select=select, region=region, rewrite=made.get("rewrite"),
@@ -214,6 +216,10 @@ def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
         (
             bool(whole) and keeps,
             f"{' and '.join(whole)} must see the whole canvas; cache '{method.cache.name}' recomputes a part of it.",
+        ),
+        (
+            bool(whole) and target.causal_cache,
+            f"{' and '.join(whole)} must see the whole canvas; this model reads one block of it at a time.",
         ),
         (
             "wrap" in chosen and fact(select, "revocable"),
