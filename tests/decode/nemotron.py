@@ -11,7 +11,7 @@ from paradec.models.transformer import Transformer
 from paradec.ops.mask import Given
 from paradec.ops.rope import Rope
 from paradec.testing.tiny import drawn, tiny_transformer
-from paradec.types import OPEN, Rows
+from paradec.types import Rows
 
 ROPE = Rope(1e4, "yarn", factor=4.0, original_length=8, attention_factor=1.0, query_beta=0.5)  # grows in every block
 
@@ -26,20 +26,16 @@ def nemotron(block=4, vocab=97, seed=1, kind=Transformer, model=NemotronDiffusio
 
 
 @partial(jax.jit, static_argnums=0)
-def dense(model, params, token, start):
-    """Logits of whole texts in one pass, float32 "B S V": causal before `start`, and rows from there on see each other.
+def dense(model, params, token, start, end):
+    """Logits of whole texts in one pass, float32 "B S V": causal before `start`, and rows from there to `end` see each
+    other.
 
-    Nothing of cache, place or policy is in it. What stands from the open block's end on must not be read.
+    Nothing of cache, place or policy is in it. What it says of positions from `end` on means nothing.
     """
     at = jnp.arange(token.shape[1])
     causal = at[None, None] <= at[None, :, None]
-    see = causal | (at[None, :, None] >= start[:, None, None]) & (at[None, None] < start[:, None, None] + model.block)
+    see = causal | (at[None, :, None] >= start[:, None, None]) & (at[None, None] < end[:, None, None])
     return model.forward(params["target"], token, mask=Given(see)).logits
-
-
-def shown(model, state):
-    """The canvas as the model is shown it."""
-    return jnp.where(state.committed_at == OPEN, model.mask_id, state.tokens)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

@@ -72,7 +72,7 @@ def drafted(drafter, params):
     tree, _ = jax.jit(drafter.propose)(params, state)
     at = jnp.arange(PROMPT.token.shape[1])[None]
     token = jnp.where(at < length[:, None], PROMPT.token, model.mask_id)
-    logits = dense(dataclasses.replace(model, block=drafter.size), params, token, length - 1)
+    logits = dense(model, params, token, length - 1, length - 1 + drafter.size)
     wanted = jnp.argmax(
         jnp.take_along_axis(logits, (length[:, None] + jnp.arange(drafter.depth)[None])[..., None], 1), -1
     )

@@ -61,7 +61,7 @@ def test_queries_that_grow_by_the_row_are_seen():
 def test_no_row_of_either_pass_says_the_mask_token():
     model, params = nemotron(BLOCK)
     start = jnp.full(3, 8)
-    for logits in (model.forward(params["target"], TOKEN).logits, dense(model, params, TOKEN, start)):
+    for logits in (model.forward(params["target"], TOKEN).logits, dense(model, params, TOKEN, start, start + BLOCK)):
         assert (logits[..., model.mask_id] == -jnp.inf).all()
         assert np.isfinite(np.asarray(logits[..., : model.mask_id])).all()
 
@@ -78,7 +78,7 @@ def canvas(model, params, cut, size, sees_end, first):
 def test_an_open_block_is_what_a_dense_mask_says():
     """Also in one call with the finished block before it, whose rows are those of the causal pass."""
     model, params = nemotron(BLOCK)
-    want = dense(model, params, TOKEN, jnp.full(3, 16))
+    want = dense(model, params, TOKEN, jnp.full(3, 16), jnp.full(3, 20))
     alone, _ = canvas(model, params, 16, BLOCK, 20, 16)
     both, delta = canvas(model, params, 12, 2 * BLOCK, 20, 16)
     np.testing.assert_allclose(alone.logits[..., :96], want[:, 16:20, :96], atol=1e-4)
