@@ -39,15 +39,15 @@ def stated(fields: Fields) -> Mapping[str, Any]:
 def read_rope(fields: Fields, head_dim: int, max_length: int, grows: bool = False) -> Rope:
     """The rotary settings of a family with one kind of layer.
 
-    With `grows` the family's queries grow with their position where `llama_4_scaling_beta` is above 0. Warns where
-    `rope_scaling` drops another `rope_theta`. Raises `UnknownName` for a scaling that paradec lacks, and `WeightsError`
-    for settings of the wrong kind or such as describe no rotation.
+    With `grows` the family's queries grow with their position by `llama_4_scaling_beta`, which must be stated. Warns
+    where `rope_scaling` drops another `rope_theta`. Raises `UnknownName` for a scaling that paradec lacks, and
+    `WeightsError` for settings of the wrong kind or such as describe no rotation.
     """
     found = stated(fields)
     if {FULL, SLIDING} & {*found}:
         fields.fail("rope_parameters", found, "one object for all layers, which turn alike in this model")
     rope = _rope(fields, found, fields.number("rope_theta", THETA), max_length, fields.get(_ORIGINAL) is not None)
-    if grows and found.get(_GROWTH):
+    if grows:
         rope = _growing(Fields(found, {}, f"{fields.where}, rope settings,"), rope)
     dropped = fields.values.get("rope_parameters") if fields.get("rope_scaling") else None
     lost = dropped.get("rope_theta", rope.theta) if isinstance(dropped, Mapping) else rope.theta
@@ -127,8 +127,11 @@ def _yarn(s: Fields, theta: float, original: int, max_length: int) -> Rope:
 
 
 def _growing(s: Fields, rope: Rope) -> Rope:
-    """The same, whose queries grow; where that begins is what the context's lengthening says."""
-    if not rope.original_length:
+    """The same, whose queries grow; where that begins is what the context's lengthening says. A beta of 0 is none."""
+    beta = s.get(_GROWTH)
+    if isinstance(beta, int | float) and not isinstance(beta, bool) and beta == 0:
+        return rope
+    if beta is not None and not rope.original_length:
         s.fail(_GROWTH, s.get(_GROWTH), f"absent for rope_type = {rope.kind!r}, which has no {_ORIGINAL}")
     return dataclasses.replace(rope, query_beta=s.number(_GROWTH, most=MOST_FACTOR))
 
