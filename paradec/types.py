@@ -100,11 +100,18 @@ class Rows:
     start: Int[Array, ""] | int = 0
     place: Place | None = None
     read: Int[Array, "B R"] | None = None  # None: all
+    condition: Float[Array, "B M D"] | None = None  # `Denoiser.soften` of the call before; None: 0
 
     @classmethod
-    def canvas(cls, token: Int[Array, "B M"], place: Place, read: Int[Array, "B R"] | None = None) -> Rows:
+    def canvas(
+        cls,
+        token: Int[Array, "B M"],
+        place: Place,
+        read: Int[Array, "B R"] | None = None,
+        condition: Float[Array, "B M D"] | None = None,
+    ) -> Rows:
         """Rows on a canvas, masks and settled tokens alike."""
-        return cls(token=token, depth=place.position, place=place, read=read)
+        return cls(token=token, depth=place.position, place=place, read=read, condition=condition)
 
     @classmethod
     def chain(cls, token: Int[Array, "B M"]) -> Rows:
@@ -290,6 +297,7 @@ class Denoiser(Protocol):
     grid: str  # where blocks are counted from: "text" (position 0) or "prompt" (its end)
     shift: bool
     causal_cache: bool = False  # text before the open block is read causally: see `canvas_cache.Causal`
+    conditioned: int = 0  # width of what a call is told of the one before it, by `soften`; 0: nothing
 
     def init_cache(self, batch: int, slots: int) -> PyTree:
         """An empty cache with `.length`; `slots` 0: none is kept."""

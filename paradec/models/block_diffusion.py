@@ -36,6 +36,7 @@ class BlockDiffusion:
     grid: str = "text"
     shift: bool = False
     causal_cache = False
+    conditioned = 0
 
     def __post_init__(self) -> None:
         """Raise `InputError` for what cannot be a denoiser."""

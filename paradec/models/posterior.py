@@ -34,6 +34,7 @@ class _Exact:
     grid = "prompt"
     shift = False
     causal_cache = False
+    conditioned = 0
 
     def init_cache(self, batch: int, slots: int) -> NoCache:
         """Nothing; a posterior needs the whole canvas."""

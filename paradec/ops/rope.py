@@ -12,11 +12,13 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary frequencies as configuration. `kind` is "default", "linear", "llama3" or "yarn"; the rest follow it.
+    """Rotary frequencies as configuration. `kind` is "default", "linear", "llama3", "yarn" or "proportional"; the rest
+    follow it.
 
     Sources: RoFormer (2104.09864); linear interpolation (2306.15595); the llama3 piecewise rule as published with the
-    Llama 3.1 weights; YaRN (2309.00071), whose attention temperature multiplies cos and sin. `query_beta` is the
-    scaling of Llama 4 and Ministral 3, see `query_growth`.
+    Llama 3.1 weights; YaRN (2309.00071), whose attention temperature multiplies cos and sin. "proportional" (Gemma 4)
+    pairs the two halves of the whole head and spaces the frequencies as if all pairs turned, but only the first
+    `fraction` of them do. `query_beta` is the scaling of Llama 4 and Ministral 3, see `query_growth`.
     """
 
     theta: float = 10_000.0
@@ -42,6 +44,10 @@ class Rope:
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
         """Angular frequencies (radians per position, one for two turning dimensions) and the factor on cos and sin."""
+        if self.kind == "proportional":
+            inv = self.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim) / self.factor
+            turns = np.arange(head_dim // 2) < int(self.fraction * head_dim // 2)
+            return np.where(turns, inv, 0.0).astype(np.float32), 1.0
         head_dim = int(head_dim * self.fraction)
         half = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
         inv = 1.0 / self.theta**half
