@@ -68,13 +68,13 @@ def read_policy(folder: Path, block: int) -> tuple[str, dict[str, Any]]:
     if all(fields.get(key) is None for key in (policy, tau, steps)):
         return "ar", {}
     name = fields.get(policy)
-    limit = {"steps": fields.count(steps, block)}
+    most = fields.count(steps, block)
     if name in (None, "confidence_threshold"):
-        return "threshold", {"tau": fields.number(tau, 0.9, most=1.0)} | limit
+        return "threshold", {"tau": fields.number(tau, 0.9, most=1.0), "max_steps": most}
     if name == "low_confidence":
-        return "quota", limit
+        return "quota", {"steps": most}
     if name == "leftmost":
-        return "quota", limit | {"score": "position"}
+        return "quota", {"steps": most, "score": "position"}
     fields.fail(policy, name, "confidence_threshold, low_confidence or leftmost")
 
 

@@ -25,6 +25,7 @@ class Tables:
     block = 0
     grid = "prompt"
     shift = False
+    causal_cache = False
     base = None  # it has shadow rows
 
     @property

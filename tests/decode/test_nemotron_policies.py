@@ -1,4 +1,4 @@
-"""Nemotron-Labs-Diffusion's block denoising, as vLLM's code was described, against a loop in NumPy: every canvas."""
+"""Nemotron-Labs-Diffusion's block denoising by vLLM's three policies, against a loop in NumPy: every canvas."""
 
 import math
 
@@ -33,10 +33,10 @@ def leftmost(log_p, masked, left):
     return np.flatnonzero(masked)[: math.ceil(masked.sum() / left)]
 
 
-POLICIES = {  # the loop's rule, ours, and our options
-    "confidence_threshold": (confidence_threshold, "threshold", {"tau": TAU}),
-    "low_confidence": (low_confidence, "quota", {}),
-    "leftmost": (leftmost, "quota", {"score": "position"}),
+POLICIES = {  # the loop's rule, ours, our options, and which of them is the number of steps
+    "confidence_threshold": (confidence_threshold, "threshold", {"tau": TAU}, "max_steps"),
+    "low_confidence": (low_confidence, "quota", {}, "steps"),
+    "leftmost": (leftmost, "quota", {"score": "position"}, "steps"),
 }
 
 
@@ -63,7 +63,7 @@ def loop(model, params, prompt, limit, key, policy, steps, temperature):
     return canvases
 
 
-def compared(policy, rule, options, temperature):
+def compared(policy, rule, options, steps, temperature):
     """A decode of ragged rows, each of whose canvases was seen to be the loop's."""
     model, params = nemotron(BLOCK)
     key, prompt = row_keys(0, range(3)), prompts(lengths=LENGTHS)
@@ -72,7 +72,7 @@ def compared(policy, rule, options, temperature):
     tokens, at = np.asarray(state.tokens), np.asarray(state.committed_at)
     for b, (n, end) in enumerate(zip(LENGTHS, LIMITS, strict=True)):
         row = np.asarray(prompt.token)[b, :n]
-        canvases = loop(model, params, row, end, key[b : b + 1], policy, options["steps"], temperature[b])
+        canvases = loop(model, params, row, end, key[b : b + 1], policy, steps, temperature[b])
         assert int(state.calls[b]) == len(canvases), f"row {b}: {state.calls[b]} calls, {len(canvases)} denoising steps"
         for call, canvas in enumerate(canvases, start=1):
             mine = np.where(at[b] <= call, tokens[b], model.mask_id)[: len(canvas)]
@@ -85,8 +85,8 @@ def compared(policy, rule, options, temperature):
 def test_every_canvas_is_that_of_the_published_loop(name, steps):
     """Calls are the denoising steps alone: vLLM spends one more forward a block, in which it is committed; here the
     opening call of the next block commits it."""
-    policy, rule, options = POLICIES[name]
-    state = compared(policy, rule, options | {"steps": steps}, HOT)
+    policy, rule, options, key = POLICIES[name]
+    state = compared(policy, rule, options | {key: steps}, steps, HOT)
     blocks = -(-(LIMITS - LENGTHS) // BLOCK)
     calls, new = np.asarray(state.calls), LIMITS - LENGTHS
     np.testing.assert_array_equal(state.stats.refreshes, blocks)
@@ -97,11 +97,11 @@ def test_every_canvas_is_that_of_the_published_loop(name, steps):
 
 
 def test_the_last_step_settles_what_the_threshold_left():
-    """Without `steps` some block takes longer; so the law above looked at forced settlement."""
+    """Without `max_steps` some block takes longer; so the law above looked at forced settlement."""
     model, params = nemotron(BLOCK)
     prompt = prompts(lengths=LENGTHS)
     free, cut = (
-        decode(compose(model, "threshold", {"tau": TAU, "steps": n}), params, prompt, LIMITS) for n in (0, STEPS)
+        decode(compose(model, "threshold", {"tau": TAU, "max_steps": n}), params, prompt, LIMITS) for n in (0, STEPS)
     )
     assert differs(free, cut) and (np.asarray(free.calls) > np.asarray(cut.calls)).any()
 
@@ -115,6 +115,6 @@ def test_leftmost_goes_from_left_to_right_and_low_confidence_does_not():
 
 
 def test_steps_are_a_value():
-    assert jax.tree.structure(Threshold.of(steps=3)) == jax.tree.structure(Threshold.of())
-    with pytest.raises(ValueError, match="steps is 0"):
-        Threshold.of(steps=-1)
+    assert jax.tree.structure(Threshold.of(max_steps=3)) == jax.tree.structure(Threshold.of())
+    with pytest.raises(ValueError, match="max_steps is 0"):
+        Threshold.of(max_steps=-1)

@@ -120,8 +120,8 @@ def test_odd_values(tmp_path: Path) -> None:
     [
         ({}, "ar", {}),
         ({"temperature": 0.7}, "ar", {}),
-        ({"max_denoising_steps": 8}, "threshold", {"tau": 0.9, "steps": 8}),
-        ({"diffusion_confidence_threshold": 0.6}, "threshold", {"tau": 0.6, "steps": 32}),
+        ({"max_denoising_steps": 8}, "threshold", {"tau": 0.9, "max_steps": 8}),
+        ({"diffusion_confidence_threshold": 0.6}, "threshold", {"tau": 0.6, "max_steps": 32}),
         ({"diffusion_selection_policy": "low_confidence"}, "quota", {"steps": 32}),
         (
             {"diffusion_selection_policy": "leftmost", "max_denoising_steps": 4},

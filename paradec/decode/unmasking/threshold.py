@@ -13,21 +13,21 @@ from paradec.decode.view import Choice, View, bar
 class Threshold:
     """Settles every position whose confidence is at least `tau` (arXiv 2505.22618); `strict`: above it (2509.26328).
 
-    Above 1 it is one position a call; at exactly 1 it is not, since a float32 softmax reaches 1. With `steps` above 0
-    a block's call of that number settles whatever is left: vLLM's `confidence_threshold` policy for
+    Above 1 it is one position a call; at exactly 1 it is not, since a float32 softmax reaches 1. With `max_steps` above
+    0 a block's call of that number settles whatever is left: vLLM's `confidence_threshold` policy for
     Nemotron-Labs-Diffusion, which compares logarithms and differs by their rounding alone.
     """
 
     tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.9))
     strict: bool = struct.field(pytree_node=False, default=False)
-    steps: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(0))
+    max_steps: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(0))
 
     @classmethod
-    def of(cls, tau: float = 0.9, strict: bool = False, steps: int = 0) -> Threshold:
-        """A threshold from plain numbers; `steps` 0: as many calls as it takes. Raises `ValueError` below 0."""
-        if steps < 0:
-            raise ValueError(f"steps is 0 (off) or more; {steps} was given.")
-        return cls(bar(tau), strict, jnp.int32(steps))
+    def of(cls, tau: float = 0.9, strict: bool = False, max_steps: int = 0) -> Threshold:
+        """A threshold from plain numbers; `max_steps` 0: as many calls as it takes. Raises `ValueError` below 0."""
+        if max_steps < 0:
+            raise ValueError(f"max_steps is 0 (off) or more; {max_steps} was given.")
+        return cls(bar(tau), strict, jnp.int32(max_steps))
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         """Calls that the block has had."""
@@ -36,5 +36,5 @@ class Threshold:
     def __call__(self, view: View, carry: PyTree) -> Choice:
         sure = view.confidence > self.tau if self.strict else view.confidence >= self.tau
         step = jnp.where(view.fresh, 0, carry)
-        last = (self.steps > 0) & (step >= self.steps - 1)
+        last = (self.max_steps > 0) & (step >= self.max_steps - 1)
         return Choice(view.eligible & (sure | last[:, None]), carry=step + 1)
