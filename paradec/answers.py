@@ -111,7 +111,7 @@ def unrolled(lm: LanguageModel, lines: Sequence[Line], request: Mapping[str, Any
     talks = [row for row, line in enumerate(lines) if line.then]
     if not talks:
         return [line.prompt for line in lines]
-    ask = Request.of({**request, "method": engines.of_model(lm.model).plain}).within(len(lines))
+    ask = Request.of({**request, "method": engines.plain(lm.model)}).within(len(lines))
     decoder, heard = lm.decoder(ask), {}
     for some in batches(len(talks), ask.batch_size):
         rows = [talks[i] for i in some]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paradec.decode import verify
-from paradec.decode.drafters import ar, draft_model, jacobi, lookahead, medusa, prompt_lookup
+from paradec.decode.drafters import ar, draft_model, jacobi, linear_speculation, lookahead, medusa, prompt_lookup
 from paradec.decode.seams import Part
 from paradec.decode.unmasking import (
     ada_block,
@@ -39,7 +39,7 @@ from paradec.errors import InputError, UnknownName
 from paradec.system import RULE, SLOTS, System
 
 MODULES = (
-    *(ar, prompt_lookup, jacobi, lookahead, draft_model, medusa, verify),
+    *(ar, prompt_lookup, jacobi, lookahead, draft_model, medusa, linear_speculation, verify),
     *(quota, time_grid, threshold, factor, entropy, eb, klass, hierarchical, local_leap, learned_filter, wino, oracle),
     *(credit, ada_block, prophet, freedave),
 )

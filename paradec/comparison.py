@@ -237,7 +237,7 @@ def compare(
     once every method has decoded the first batch. Raises `UnknownName` for options of a method that is not compared.
     """
     plain, given, repeats = (
-        engines.of_model(lm.model).plain,
+        engines.plain(lm.model),
         texts(prompts),
         at_least("repeats", repeats, 0, MOST_REPEATS),
     )

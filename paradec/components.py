@@ -52,7 +52,7 @@ def opened(lm: LanguageModel, name: str, given: Any) -> Component | None:
     return kept(lm.components, lm, name, given, lambda: OPENERS[name](lm, given))
 
 
-def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Component | None:
+def draft(lm: LanguageModel, given: str | LanguageModel | pretrained.Pretrained | None) -> Component | None:
     """A draft model by its name; "layers:N" is the target's own first N layers, untrained for the task."""
     if given is None:
         return None
@@ -69,7 +69,7 @@ def draft(lm: LanguageModel, given: str | LanguageModel | None) -> Component | N
     return Component(given.model, given.params)
 
 
-def _check_tokenizer(lm: LanguageModel, draft: LanguageModel) -> None:
+def _check_tokenizer(lm: LanguageModel, draft: LanguageModel | pretrained.Pretrained) -> None:
     """Raise `InputError` where a token id means one thing to the target and another to the draft model."""
     mine, theirs = (
         {i: token for token, i in model.tokenizer.core.get_vocab(with_added_tokens=True).items()}

@@ -125,17 +125,18 @@ class CanvasEngine(Engine):
     def check_options(self, options: Mapping[str, Any]) -> None:
         if (size := options.get("block")) is not None:
             check_block(size)
-        if (name := options.get("cache", "none")) not in POLICIES:
-            raise UnknownName("cache", name, POLICIES)
+        if (name := options.get("cache")) not in (None, *POLICIES):
+            raise UnknownName("cache", str(name), POLICIES)
         if (ends := options.get("ends", "free")) not in ("free", "late", "never"):
             raise InputError(f"ends is free, late or never; {ends!r} was given.")
 
     def assemble(
         self, target: Denoiser, rows: Mapping[str, System], made: Mapping[str, Any], *, name: str, eos: Iterable[int],
-        words: int, block: int | None = None, cache: str = "none", wait: bool = True, ends: str = "free",
+        words: int, block: int | None = None, cache: str | None = None, wait: bool = True, ends: str = "free",
         tempered: bool | None = None,
     ) -> Canvas:  # fmt: skip
-        select, policy = made["select"], POLICIES[cache]
+        select = made["select"]
+        policy = POLICIES[cache or ("causal" if target.causal_cache else "none")]
         size = block if block is not None or not select.reads else select.reads
         method = Canvas(
             target=target, select=select, region=made.get("region") or blocks(target, size),
@@ -202,6 +203,8 @@ def problems(method: Canvas, rows: Mapping[str, System]) -> Iterable[str]:
         yield f"{own} cannot choose blocks for a block-causal model: its mask fixes them at {target.block}."
     if (whole := [rows[slot].name for slot in ("stop", "cut") if slot in rows]) and keeps:
         yield f"{' and '.join(whole)} must see the whole canvas; cache '{method.cache.name}' recomputes a part of it."
+    if whole and target.causal_cache:
+        yield f"{' and '.join(whole)} must see the whole canvas; this model reads one block of it at a time."
     if "wrap" in rows and select.revocable:
         yield f"{rows['wrap'].name} needs a rule that never takes back a token, and {name} does."
     if "wrap" in rows and select.shadows:
@@ -232,7 +235,7 @@ CANVAS = CanvasEngine(
         option.name: option
         for option in (
             Option("block", None, int, "the model's own"),
-            Option("cache", "none", str),
+            Option("cache", None, str, "none"),
             Option("wait", True, bool),
             Option("ends", "free", str),
             Option("tempered", None, bool, "as the rule was published"),
@@ -246,6 +249,11 @@ ENGINES: Mapping[str, Engine] = {engine.kind: engine for engine in (PREFIX, CANV
 def of_slot(slot: str) -> Engine:
     """The engine whose methods have this slot."""
     return next(engine for engine in ENGINES.values() if slot in engine.slots)
+
+
+def plain(model: Model | Denoiser) -> str:
+    """The method that others are compared with on this model: its engine's plain decoding, or the one it asks for."""
+    return model.usual or of_model(model).plain
 
 
 def of_model(model: Model | Denoiser) -> Engine:

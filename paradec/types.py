@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
@@ -60,12 +61,23 @@ class Place:
     A row sees keys at positions below `sees`: of the call's fresh rows, and of the cache where no fresh row stands.
     A shadow stands beside the canvas: no canvas row sees it, and it sees neither the row nor the slot at its own
     position. A row that is not `fresh` only asks; its keys are those the cache has.
+
+    Of a model with a causal cache, rows before `block_start` belong to the causal pass, whose keys are kept, and each
+    sees no position behind its own; those from there on are the open block.
     """
 
     position: Int[Array, "B M"]
     sees: Int[Array, "B M"]
     fresh: Bool[Array, "B M"]
     shadow: Bool[Array, "B M"] | None = None
+    block_start: Int[Array, "B"] | None = None  # where the open block begins; only of a model with a causal cache
+
+    @property
+    def causal(self) -> Bool[Array, "B M"]:
+        """Which rows belong to the causal pass; none where the model has no such pass."""
+        if self.block_start is None:
+            return jnp.zeros(self.position.shape, bool)
+        return self.position < self.block_start[:, None]
 
 
 @struct.dataclass
@@ -88,11 +100,18 @@ class Rows:
     start: Int[Array, ""] | int = 0
     place: Place | None = None
     read: Int[Array, "B R"] | None = None  # None: all
+    condition: Float[Array, "B M D"] | None = None  # `Denoiser.soften` of the call before; None: 0
 
     @classmethod
-    def canvas(cls, token: Int[Array, "B M"], place: Place, read: Int[Array, "B R"] | None = None) -> Rows:
+    def canvas(
+        cls,
+        token: Int[Array, "B M"],
+        place: Place,
+        read: Int[Array, "B R"] | None = None,
+        condition: Float[Array, "B M D"] | None = None,
+    ) -> Rows:
         """Rows on a canvas, masks and settled tokens alike."""
-        return cls(token=token, depth=place.position, place=place, read=read)
+        return cls(token=token, depth=place.position, place=place, read=read, condition=condition)
 
     @classmethod
     def chain(cls, token: Int[Array, "B M"]) -> Rows:
@@ -225,7 +244,8 @@ class Prompt:
 
 class Model:
     """An architecture that continues a text: a frozen dataclass, registered static and compared by value, whose methods
-    are functions of a parameter tree. Its attributes are facts with the value that holds where a model says nothing."""
+    are functions of a parameter tree. Its attributes are facts with the value that holds where a model says nothing; a
+    field of that name without a default is written `max_length: int = dataclasses.field()`."""
 
     vocab_size: int
     kinds: tuple[str, ...] = ("prefix",)
@@ -234,6 +254,8 @@ class Model:
     """Tokens of a text at most; None: no limit of its own."""
     dtype: str = "float32"
     """In which it computes."""
+    usual: str = ""
+    """The method that it was published with, where plain decoding of its engine says nothing to it."""
     lays_out: bool = False
     """Whether it has `laid_out(weights)`, which gives the weights as the steps of a decode on one CPU want them."""
 
@@ -296,6 +318,12 @@ class Denoiser:
     shift: bool = False
     shadow_rows: bool = False
     """Whether `extend` computes rows of `Place.shadow`."""
+    usual: str = ""
+    """The rule that it was published with, where plain decoding of its engine says nothing to it."""
+    causal_cache: bool = False
+    """Whether text before the open block is read causally: see `causal_cache.Causal`."""
+    conditioned: int = 0
+    """Width of what a call is told of the one before it, by `soften`; 0: nothing."""
 
     def init_cache(self, batch: int, slots: int) -> PyTree:
         """An empty cache with `.length`; `slots` 0: none is kept."""

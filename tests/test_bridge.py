@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 import paradec
+from paradec import components
 from paradec import params as trees
-from paradec import parts
 from paradec.bridge import TokenCache, from_function, from_linen, from_nnx
 from paradec.decode import loop
 from paradec.decode.drafters.ar import NoDraft
@@ -377,7 +377,7 @@ def test_a_language_model_in_a_notebook(tmp_path_factory):
     assert [g.new_tokens for g in plain] == [8, 8]
     assert [(g.token_ids, g.text) for g in looked] == [(g.token_ids, g.text) for g in plain]
     assert lm.tokenizer.decode(list(plain[0].token_ids)) == plain[0].text
-    heads = parts.SHIPPED / "smollm2-135m.safetensors"
+    heads = components.SHIPPED / "smollm2-135m.safetensors"
     with pytest.raises(InputError, match="no hidden states that heads could read"):
         lm.generate("one two", method="medusa", method_args={"heads": heads}, **ASK)
     with pytest.raises(InputError, match="reads at most 71"):

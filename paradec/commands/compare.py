@@ -56,7 +56,7 @@ def compare(
         names = list(engines.of_model(lm.model).usual)
         options = o.split_options(names, method_arg)
     sample.tell(lm)
-    told = partial(track, label=f"Comparing {len({*names, engines.of_model(lm.model).plain})} methods")
+    told = partial(track, label=f"Comparing {len({*names, engines.plain(lm.model)})} methods")
     given = unrolled(lm, lines, sample.request(lm, len(lines)))
     request = sample.request(lm, len(given))
     publish = publisher(json_path, texts, html, png)

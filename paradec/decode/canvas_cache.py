@@ -45,10 +45,17 @@ def border(target: Denoiser, position: Int[Array, "..."], prompt: Int[Array, "..
 
 
 def horizon(target: Denoiser, position: Int[Array, "B M"], state: DecodeState) -> Int32[Array, "B M"]:
-    """The first position that a row does not see: the end of its block, or of the row."""
+    """The first position that a row does not see: the end of its block, or of the row.
+
+    Of a model with a causal cache, rows before the open block see themselves and what is before them, and those from
+    there on this block's end.
+    """
     limit = jnp.broadcast_to(state.limit[:, None], position.shape)
     if not target.block:
         return limit
+    if target.causal_cache:
+        base = border(target, state.carry.lo, state.prompt)[:, None]
+        return jnp.where(position < base, position + 1, jnp.minimum(base + target.block, limit))
     return jnp.minimum(border(target, position, state.prompt[:, None]) + target.block, limit)
 
 
@@ -72,7 +79,9 @@ def ask(
         position = jnp.concatenate([position, wanted], axis=1)
         fresh = jnp.concatenate([fresh, (wanted >= lo[:, None]) & (wanted < state.limit[:, None])], axis=1)
         read = jnp.concatenate([read, span.size + jnp.broadcast_to(lax.iota(jnp.int32, window), wanted.shape)], axis=1)
-    place = Place(position=position, sees=horizon(target, position, state), fresh=fresh, shadow=beside)
+    start = border(target, lo, state.prompt) if target.causal_cache else None
+    sees = horizon(target, position, state)
+    place = Place(position=position, sees=sees, fresh=fresh, shadow=beside, block_start=start)
     out, delta = target.extend(params, cache, Rows.canvas(token, place, read), live=live)
     shadow = out.logits[:, window:] if shadows else None
     return Reply(logits=out.logits[:, :window], position=wanted, shadow=shadow), delta
@@ -277,6 +286,8 @@ class BlockCausal(Cached):
     def check(self, target: Denoiser, region: Any) -> str | None:
         if not target.block:
             return f"cache '{self.name}' is for block-causal models; this one sees the whole canvas."
+        if target.causal_cache:
+            return f"cache '{self.name}' keeps blocks read both ways; this model reads them causally: take 'causal'."
         return None
 
 
@@ -303,4 +314,25 @@ class SubBlock(BlockCausal):
         return (Span(jnp.maximum(new - int(target.shift), 0), size, new, front.hi, zero, state.cache.length),)
 
 
-POLICIES: dict[str, type[Whole]] = {p.name: p for p in (Whole, Dual, Prefix, BlockCausal, SubBlock)}
+@dataclasses.dataclass(frozen=True)
+class Causal(BlockCausal):
+    """For a model that reads finished text causally and denoises an open block that sees this text and all of itself.
+
+    Only the keys of the causal pass are stored. A block's opening call reads the block before it once more, causally,
+    in its final form, and stores it; rows of the new block ride along, so the commit costs no call of its own. Every
+    other call computes the open block alone. The last block of a text is never stored. Exact: it is what the policy
+    "none" computes, which reads all finished text causally in every call.
+
+    Example, blocks of 4 behind a prompt of 6: the prefill stores positions 0 and 1; the opening call computes 2 to 9,
+    of which 2 to 5 are causal and stored; steady calls compute 6 to 9; the next opening call 6 to 13.
+    """
+
+    name = "causal"
+
+    def check(self, target: Denoiser, region: Any) -> str | None:
+        if not target.causal_cache:
+            return f"cache '{self.name}' is for models that read finished text causally, and this one does not."
+        return None
+
+
+POLICIES: dict[str, type[Whole]] = {p.name: p for p in (Whole, Dual, Prefix, BlockCausal, SubBlock, Causal)}

@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from paradec import struct
 from paradec.decode.sampling import ORDER, uniform
 
-SCORES = ("probability", "margin", "entropy", "random")
+SCORES = ("probability", "margin", "entropy", "random", "position")
 """How sure a call is of a position, greater is surer: the proposed token's probability, the lead of the likeliest over
-the second, minus the entropy in nats, or nothing but chance."""
+the second, minus the entropy in nats, nothing but chance, or its place alone, the first counting most."""
 
 
 LATE = -1e30  # a score below all others, and finite: such positions are still eligible
@@ -91,6 +91,8 @@ class View:
                 return -self.entropy
             case "random":
                 return uniform(self.key, self.position, ORDER)
+            case "position":
+                return -self.position.astype(jnp.float32)
         raise ValueError(f"There is no score {name!r}; there are {', '.join(SCORES)}.")
 
 

@@ -1,4 +1,4 @@
-"""`config.json` of published diffusion language models as a `BlockDiffusion`.
+"""`config.json` of published diffusion language models as a `BlockDiffusion` or a `NemotronDiffusion`.
 
 Most of these families are a Llama, Qwen2 or Qwen3 that sees both ways, so their keys are read by `hf_config`, those of
 experts by `experts_config` and those of diffusion transformers by `dit`. What is added here: the mask token, the block,
@@ -30,6 +30,7 @@ from paradec.io.hf_config import Config, read_config, write_config
 from paradec.io.tokenizer import Tokenizer
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.dit import DiT
+from paradec.models.nemotron_diffusion import NemotronDiffusion
 
 MASK_TOKENS = ("<|mask|>", "|<MASK>|")
 
@@ -39,7 +40,8 @@ class Family:
     """A model type: the plain family it is built from, and what a config.json of it leaves unsaid.
 
     `mask_id` None: the tokenizer has it. `block_key` "": full attention; `block` None: config.json or the caller must
-    say it. `grid` and `shift` are those of `BlockDiffusion`.
+    say it. `grid` and `shift` are those of `BlockDiffusion`; `causal`: finished text is read causally, the model is a
+    `NemotronDiffusion`.
     """
 
     base: str
@@ -49,6 +51,13 @@ class Family:
     grid: str = "text"
     shift: bool = False
     experts: Dialect | None = None
+    causal: bool = False
+
+    def model(self, base: Any, mask_id: int, block: int) -> BlockDiffusion | NemotronDiffusion:
+        """The model of this family on a network."""
+        if self.causal:
+            return NemotronDiffusion(base, mask_id, block)
+        return BlockDiffusion(base, mask_id=mask_id, block=block, grid=self.grid, shift=self.shift)
 
 
 FAMILIES: dict[str, Family] = {
@@ -62,6 +71,8 @@ FAMILIES: dict[str, Family] = {
     "llada_moe": Family("qwen3", 156895, experts=LLADA_MOE),  # LLaDA-MoE 7B: arXiv 2509.24389
     "llada2_moe": Family("qwen3", 156895, "block_size", 32, experts=LLADA2_MOE),  # LLaDA2.0 mini: arXiv 2512.15745
     "sdar_moe": Family("qwen3", 151669, "block_size", experts=SDAR_MOE),  # SDAR 30B-A3B: arXiv 2510.06303
+    # Nemotron-Labs-Diffusion 8B; its released code was not read, and the sizes of the 3B and 14B are not known here.
+    "nemotron_labs_diffusion": Family("ministral3", 100, "block_size", 32, grid="prompt", causal=True),
     # Diffusion transformers that learned from GPT-2's tokens, and one for the mask.
     "mdlm": Family("dit", 50257),  # MDLM: arXiv 2406.07524
     "bd3lm": Family("dit", 50257, "block_size"),  # BD3-LM: arXiv 2503.09573; published with blocks of 4, 8 and 16
@@ -102,7 +113,7 @@ def read_diffusion(
     folder: Path | None = None,
     mask_id: int | None = None,
     block: int | None = None,
-) -> tuple[Config, BlockDiffusion]:
+) -> tuple[Config, BlockDiffusion | NemotronDiffusion]:
     """The `Config` of the base, under the diffusion family's name, and the model that the config.json describes.
 
     `mask_id` and `block` (0: full attention) win over the file. Without the first, the mask token is the file's
@@ -122,17 +133,12 @@ def read_diffusion(
     if not family.block_key:  # such models exist, under the same model type, and are not shifted either
         fields.refuse("block_size", f"paradec knows {name} with full attention only")
     base = _base(fields, name, dtype)
-    model = BlockDiffusion(
-        base.model,
-        mask_id=_mask_id(fields, family, folder) if mask_id is None else mask_id,
-        block=_block(fields, name) if block is None else block,
-        grid=family.grid,
-        shift=family.shift,
-    )
+    mask_id = _mask_id(fields, family, folder) if mask_id is None else mask_id
+    model = family.model(base.model, mask_id, _block(fields, name) if block is None else block)
     return dataclasses.replace(base, family=name), model
 
 
-def write_diffusion(model: BlockDiffusion) -> dict[str, Any]:
+def write_diffusion(model: BlockDiffusion | NemotronDiffusion) -> dict[str, Any]:
     """The config.json of a diffusion model, as `read_diffusion` reads it. A `block_size` of 0 says full attention.
 
     Raises `InputError` for a model that none of the families can express.
@@ -145,7 +151,7 @@ def write_diffusion(model: BlockDiffusion) -> dict[str, Any]:
     for name, family in FAMILIES.items():
         if family.base != plain["model_type"] or (model.block and not family.block_key):
             continue
-        if (family.experts is None) is not (experts is None):
+        if (family.experts is None) is not (experts is None) or family.causal is not model.causal_cache:
             continue
         block = {family.block_key: model.block} if family.block_key else {}
         own = common_keys(experts) | family.experts.write(model.base, experts) if experts else {}
@@ -157,7 +163,8 @@ def write_diffusion(model: BlockDiffusion) -> dict[str, Any]:
     raise InputError(
         "No diffusion family of the hub has this shape: blocks, their grid and the shift go with queries and keys that "
         "are normed (SDAR, A2D on Qwen3) or biased (Dream, Fast-dLLM v2, A2D on Qwen2); experts are LLaDA-MoE's, "
-        "LLaDA2's or SDAR-MoE's; a diffusion transformer has no shift, and blocks from position 0 on (BD3-LM) or none."
+        "LLaDA2's or SDAR-MoE's; a diffusion transformer has no shift, and blocks from position 0 on (BD3-LM) or none; "
+        "text that is read causally is Nemotron's, whose queries grow with their position."
     )
 
 

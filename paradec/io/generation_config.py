@@ -55,6 +55,29 @@ def read_ends(folder: Path, vocabulary: int) -> tuple[int, ...]:
     return ()
 
 
+def read_policy(folder: Path, block: int) -> tuple[str, dict[str, Any]]:
+    """The unmasking rule and its options that a Nemotron-Labs-Diffusion folder asks for; ("ar", {}) where it asks none.
+
+    The keys are those of vLLM: `diffusion_selection_policy`, `diffusion_confidence_threshold` (0.9 where it is left
+    out) and `max_denoising_steps` (`block`, the model's, where it is). Deviation: with top-k or top-p vLLM takes a
+    position's confidence from the law that they leave, and these rules from the whole one. Raises `WeightsError` for
+    another policy and numbers out of their range.
+    """
+    fields = Fields(_object(folder / FILE), {}, str(folder / FILE))
+    policy, tau, steps = "diffusion_selection_policy", "diffusion_confidence_threshold", "max_denoising_steps"
+    if all(fields.get(key) is None for key in (policy, tau, steps)):
+        return "ar", {}
+    name = fields.get(policy)
+    most = fields.count(steps, block)
+    if name in (None, "confidence_threshold"):
+        return "threshold", {"tau": fields.number(tau, 0.9, most=1.0), "max_steps": most}
+    if name == "low_confidence":
+        return "quota", {"steps": most}
+    if name == "leftmost":
+        return "quota", {"steps": most, "score": "position"}
+    fields.fail(policy, name, "confidence_threshold, low_confidence or leftmost")
+
+
 def _number(fields: Fields, key: str, otherwise: float) -> float:
     value = fields.get(key)
     if value is None:

@@ -140,7 +140,7 @@ class _Cursor:
             except (struct.error, UnicodeDecodeError, OverflowError):
                 stop = end + 1
             if stop > end:
-                return self.string(what)  # says what is wrong
+                return [self.string(what)]  # raises, and says what is wrong
             self.at = stop
         return found
 

@@ -15,13 +15,23 @@ import numpy as np
 from paradec.errors import InputError, WeightsError
 from paradec.io import names, text_file
 from paradec.io.diffusion_config import FAMILIES, is_diffusion, read_diffusion, states_head, write_diffusion
+from paradec.io.diffusion_gemma import (
+    ENTRIES,
+    MODEL_TYPE,
+    is_diffusion_gemma,
+    read_diffusion_gemma,
+    text_tensors,
+    write_diffusion_gemma,
+)
 from paradec.io.dit import DIT, at_level_zero
 from paradec.io.hf_config import KNOWN, Config, read_config, write_config
 from paradec.io.names import Entry, Tensor
 from paradec.io.regular_file import read_json
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
+from paradec.models.diffusion_gemma import DiffusionGemma, GemmaWeights
 from paradec.models.dit import DiT
+from paradec.models.nemotron_diffusion import NemotronDiffusion
 from paradec.models.transformer import Transformer, Weights
 
 _BLOCK = "model.layers.{}."
@@ -109,7 +119,13 @@ LLADA2 = [
     for entry in MIXTURE
     if (stem := entry.name.removesuffix(".weight")) != entry.name
 ] + [entry for entry in _EXPERTS if not entry.name.endswith(".weight")]
+# Nemotron-Labs-Diffusion calls the stack an encoder.
+NEMOTRON = [
+    dataclasses.replace(entry, name=entry.name.replace("model.", "encoder.").replace("lm_head.", "diffusion_head."))
+    for entry in COMMON + LLAMA_NORMS
+]
 TABLES = {
+    "nemotron_labs_diffusion": NEMOTRON,
     "llada": LLADA, "llada_moe": MIXTURE, "llada2_moe": LLADA2, "sdar_moe": MIXTURE, "mdlm": DIT, "bd3lm": DIT,
 }  # fmt: skip
 
@@ -124,6 +140,8 @@ PREFIXES = {
 IGNORED_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max")
 
+_ON_A_BASE = (BlockDiffusion, NemotronDiffusion)
+
 
 def load_hf(
     folder: str | os.PathLike[str],
@@ -132,13 +150,14 @@ def load_hf(
     *,
     mask_id: int | None = None,
     block: int | None = None,
-) -> tuple[Transformer | BlockDiffusion, Weights]:
+) -> tuple[Transformer | BlockDiffusion | NemotronDiffusion | DiffusionGemma, Weights | GemmaWeights]:
     """The model in a folder, and its weights as numpy arrays (`jax.device_put` moves them, with or without shardings).
 
-    `dtype` None keeps the one named in config.json. A diffusion checkpoint is a `BlockDiffusion`, for which `mask_id`
-    and `block` win over config.json (see `read_diffusion`). Raises `UnknownName` for an architecture that paradec
-    lacks, `InputError` for an option that does not fit, and `WeightsError` for anything missing, damaged or left over:
-    every tensor is read or is on the list of ignored ones.
+    `dtype` None keeps the one named in config.json. A diffusion checkpoint is a `BlockDiffusion` or a
+    `NemotronDiffusion`, for which `mask_id` and `block` win over config.json (see `read_diffusion`), or a
+    `DiffusionGemma`. Raises `UnknownName` for an architecture that paradec lacks, `InputError` for an option that does
+    not fit, and `WeightsError` for anything missing, damaged or left over: every tensor is read or is on the list of
+    ignored ones.
     """
     folder = Path(folder)
     where = str(folder / "config.json")
@@ -146,24 +165,32 @@ def load_hf(
         values = read_json(folder / "config.json")
     except FileNotFoundError:
         raise WeightsError(f"There is no config.json in {folder}. Point at the folder of one model.") from None
+    if is_diffusion_gemma(values):
+        if mask_id is not None or block is not None:
+            raise InputError(
+                f"{where} describes a DiffusionGemma, which has no mask and one canvas length: leave out "
+                "mask_id and block."
+            )
+        gemma = read_diffusion_gemma(values, where, dtype)
+        return gemma, names.load(gemma, ENTRIES, text_tensors(_open(folder)), track)
     config, model = _described(values, where, dtype, folder, mask_id, block)
     entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
     if isinstance(base, DiT):
         tensors = at_level_zero(tensors)
-    elif isinstance(model, BlockDiffusion) and not states_head(values):
+    elif isinstance(model, _ON_A_BASE) and not states_head(values):
         base = dataclasses.replace(base, tied=_name(entries, "head") not in tensors)
     if base.tied:
         _drop_copied_head(tensors, entries)
     weights = names.load(base, entries, tensors, track)
-    return dataclasses.replace(model, base=base) if isinstance(model, BlockDiffusion) else base, weights
+    return dataclasses.replace(model, base=base) if isinstance(model, _ON_A_BASE) else base, weights
 
 
 def _described(
     values: Any, where: str, dtype: str | None, folder: Path, mask_id: int | None, block: int | None
-) -> tuple[Config, Transformer | BlockDiffusion]:
+) -> tuple[Config, Transformer | BlockDiffusion | NemotronDiffusion]:
     if is_diffusion(values):
         return read_diffusion(values, where, dtype, folder=folder, mask_id=mask_id, block=block)
-    config = read_config(values, where, dtype, known=(*KNOWN, *FAMILIES))
+    config = read_config(values, where, dtype, known=(*KNOWN, *FAMILIES, MODEL_TYPE))
     if mask_id is not None or block is not None:
         raise InputError(
             f"mask_id and block belong to diffusion checkpoints, and {where} describes a {config.family} model. "
@@ -172,15 +199,21 @@ def _described(
     return config, config.model
 
 
-def save_hf(folder: str | os.PathLike[str], model: Transformer | BlockDiffusion, weights: Weights) -> None:
+def save_hf(
+    folder: str | os.PathLike[str],
+    model: Transformer | BlockDiffusion | NemotronDiffusion | DiffusionGemma,
+    weights: Weights | GemmaWeights,
+) -> None:
     """Write config.json and model.safetensors, which `load_hf` and transformers read back to the same numbers.
 
     Raises `InputError` for a model that no family of the hub can express. An existing model there is replaced, the
     weights in one step, so an interrupted write leaves no half file behind under that name.
     """
     folder = Path(folder)
-    base = model.base if isinstance(model, BlockDiffusion) else model
-    if isinstance(model, BlockDiffusion):
+    if isinstance(model, DiffusionGemma):
+        return _save(folder, write_diffusion_gemma(model), model, ENTRIES, weights)
+    base = model.base if isinstance(model, _ON_A_BASE) else model
+    if isinstance(model, _ON_A_BASE):
         config = write_diffusion(model)
         plain = read_diffusion(config)[0]
     elif isinstance(base, DiT):
@@ -188,8 +221,12 @@ def save_hf(folder: str | os.PathLike[str], model: Transformer | BlockDiffusion,
     else:
         config = write_config(base)
         plain = read_config(config)
+    _save(folder, config, base, _entries(plain), weights)
+
+
+def _save(folder: Path, config: Any, model: names.Architecture, entries: Sequence[Entry], weights: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(names.store(base, _entries(plain), jax.device_get(weights)))
+    tensors = dict(names.store(model, entries, jax.device_get(weights)))
     write(folder / "model.safetensors", tensors)
     text_file.write(folder / "config.json", json.dumps(config, indent=2) + "\n")
 

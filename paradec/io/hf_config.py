@@ -46,6 +46,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
     },
+    "ministral3": {
+        "vocab_size": 131072,
+        "hidden_size": 4096,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"head_dim": 128},
     "gemma3_text": {
@@ -176,21 +198,21 @@ def _base(fields: Fields, family: str) -> Transformer:
 
 
 def _llama(fields: Fields, base: Transformer, family: str) -> Transformer:
-    """Llama, Mistral, Qwen2 and Qwen3."""
+    """Llama, Mistral, Ministral 3, Qwen2 and Qwen3."""
     sliding: tuple[bool, ...] = ()
     window = 0
-    if family == "mistral":
+    if family in ("mistral", "ministral3"):
         window = fields.count("sliding_window") if fields.get("sliding_window") is not None else 0
         kinds = fields.get("layer_types") or []  # transformers ignores the list here, others do not: it must agree
         if window and kinds and kinds != [SLIDING] * base.num_layers:
-            fields.fail("layer_types", kinds, "absent for a Mistral with a sliding window")
+            fields.fail("layer_types", kinds, f"absent for a {family.title()} with a sliding window")
     elif family in ("qwen2", "qwen3"):
         used = fields.flag("use_sliding_window") and fields.get("sliding_window") is not None
         first = fields.get("max_window_layers")
         if isinstance(first, bool) or not isinstance(first, int):
             fields.fail("max_window_layers", first, "a whole number")
         window, sliding = _sliding(fields, base, first if used else base.num_layers, used)
-    rope = read_rope(fields, base.head_dim, base.max_length)
+    rope = read_rope(fields, base.head_dim, base.max_length, grows=family == "ministral3")
     return dataclasses.replace(
         base,
         rope=rope,
@@ -285,6 +307,7 @@ _SAME = {
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
@@ -298,6 +321,8 @@ def _family(model: Transformer) -> str:
         return "qwen3"
     if model.qkv_bias:
         return "qwen2"
+    if model.rope.query_beta:
+        return "ministral3"
     return "mistral" if model.window else "llama"
 
 

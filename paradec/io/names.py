@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from paradec.errors import InputError, WeightsError
+from paradec.models.diffusion_gemma import DiffusionGemma
 from paradec.models.dit import DiT
 from paradec.models.heads import MedusaHeads
 from paradec.models.transformer import Transformer
@@ -87,7 +88,7 @@ def check_dtype(dtype: str) -> None:
         raise InputError(f"Weights cannot be loaded as {dtype!r}. Use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
 
 
-Architecture = Transformer | MedusaHeads
+Architecture = Transformer | MedusaHeads | DiffusionGemma
 
 
 def sizes(model: Architecture) -> dict[str, int]:
@@ -98,6 +99,8 @@ def sizes(model: Architecture) -> dict[str, int]:
     """
     if isinstance(model, MedusaHeads):
         return {"V": model.vocab_size, "D": model.width, "E": model.width}
+    if isinstance(model, DiffusionGemma):
+        return model.sizes()
     found = {
         "V": model.vocab_size, "D": model.width, "H": model.num_kv_heads, "G": model.groups, "K": model.head_dim,
         "F": model.mlp_width, "J": model.head_dim // 2, "I": 2,
@@ -190,17 +193,23 @@ class _Place(NamedTuple):
 def _places(model: Architecture, entries: Iterable[Entry], specs: Any) -> dict[str, list[_Place]]:
     """Every tensor name the model has, with what its rows are."""
     found: dict[str, list[_Place]] = {}
-    leading = _leading(model)
     for entry in entries:
         if entry.leaf and _leaf(specs, entry.leaf) is None:
             continue
-        first = leading if entry.leaf.startswith("blocks.") else 0
-        last = leading if entry.leaf.startswith("leading.") else repeats(model)
-        for layer in range(first, last) if entry.stacked else (None,):
+        for index, layer in enumerate(_layers(model, entry.leaf)) if entry.stacked else ((None, None),):
             for expert in range(_experts(model)) if entry.name.count("{}") == 2 else (None,):
-                place = _Place(entry, None if layer is None else layer - first, expert)
-                found.setdefault(entry.name.format(layer, expert), []).append(place)
+                found.setdefault(entry.name.format(layer, expert), []).append(_Place(entry, index, expert))
     return found
+
+
+def _layers(model: Architecture, leaf: str) -> Sequence[int]:
+    """Which layers of the model the stack holds that a leaf belongs to."""
+    stack = leaf.partition(".")[0]
+    if isinstance(model, DiffusionGemma):
+        return model.stacks()[stack]
+    leading = _leading(model)
+    first = leading if stack == "blocks" else 0
+    return range(first, leading if stack == "leading" else repeats(model))
 
 
 def _experts(model: Architecture) -> int:

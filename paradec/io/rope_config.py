@@ -8,6 +8,7 @@ replaces `rope_parameters` as a whole, and only then is a missing `rope_theta` t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
@@ -24,27 +25,31 @@ THETA = 10_000.0
 _GEMMA_THETA = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", THETA)}
 MOST_THETA, MOST_FACTOR = 1e15, 1e6  # beyond them an angle is nothing, or anything
 _ORIGINAL = "original_max_position_embeddings"
+_GROWTH = "llama_4_scaling_beta"
 
 
 def stated(fields: Fields) -> Mapping[str, Any]:
     """The object that a family with one kind of layer obeys: `rope_scaling` where it says anything."""
-    found = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    found = fields.get("rope_scaling") or fields.get("rope_parameters") or fields.defaults.get("rope_parameters", {})
     if not isinstance(found, Mapping):
         fields.fail("rope_parameters", found, "an object")
     return found
 
 
-def read_rope(fields: Fields, head_dim: int, max_length: int) -> Rope:
+def read_rope(fields: Fields, head_dim: int, max_length: int, grows: bool = False) -> Rope:
     """The rotary settings of a family with one kind of layer.
 
-    Warns where `rope_scaling` drops another `rope_theta`. Raises `UnknownName` for a scaling that paradec lacks, and
+    With `grows` the family's queries grow with their position by `llama_4_scaling_beta`, which must be stated. Warns
+    where `rope_scaling` drops another `rope_theta`. Raises `UnknownName` for a scaling that paradec lacks, and
     `WeightsError` for settings of the wrong kind or such as describe no rotation.
     """
     found = stated(fields)
     if {FULL, SLIDING} & {*found}:
         fields.fail("rope_parameters", found, "one object for all layers, which turn alike in this model")
     rope = _rope(fields, found, fields.number("rope_theta", THETA), max_length, fields.get(_ORIGINAL) is not None)
-    dropped = fields.get("rope_parameters") if fields.get("rope_scaling") else None
+    if grows:
+        rope = _growing(Fields(found, {}, f"{fields.where}, rope settings,"), rope)
+    dropped = fields.values.get("rope_parameters") if fields.get("rope_scaling") else None
     lost = dropped.get("rope_theta", rope.theta) if isinstance(dropped, Mapping) else rope.theta
     if lost != rope.theta and "rope_theta" not in found:
         warnings.warn(
@@ -121,6 +126,16 @@ def _yarn(s: Fields, theta: float, original: int, max_length: int) -> Rope:
     )  # fmt: skip
 
 
+def _growing(s: Fields, rope: Rope) -> Rope:
+    """The same, whose queries grow; where that begins is what the context's lengthening says. A beta of 0 is none."""
+    beta = s.get(_GROWTH)
+    if isinstance(beta, int | float) and not isinstance(beta, bool) and beta == 0:
+        return rope
+    if beta is not None and not rope.original_length:
+        s.fail(_GROWTH, s.get(_GROWTH), f"absent for rope_type = {rope.kind!r}, which has no {_ORIGINAL}")
+    return dataclasses.replace(rope, query_beta=s.number(_GROWTH, most=MOST_FACTOR))
+
+
 def _finite(fields: Fields, rope: Rope, head_dim: int) -> Rope:
     """The same, when its frequencies are numbers: each setting may be in its range and their ratio in none."""
     try:
@@ -135,15 +150,17 @@ def _finite(fields: Fields, rope: Rope, head_dim: int) -> Rope:
 
 def write_rope(rope: Rope) -> dict[str, Any] | None:
     """The `rope_scaling` object of a `Rope`, null for the plain kind."""
+    growth = {_GROWTH: rope.query_beta or None}
     keys = {
         "linear": {"factor": rope.factor},
         "llama3": {
             "factor": rope.factor, "low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_length,
+            "original_max_position_embeddings": rope.original_length, **growth,
         },
         "yarn": {
             "factor": rope.factor, "original_max_position_embeddings": rope.original_length, "truncate": rope.truncate,
             "attention_factor": rope.attention_factor, "beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow,
+            **growth,
         },
     }.get(rope.kind)  # fmt: skip
     return keys and {"rope_type": rope.kind, **{k: v for k, v in keys.items() if v is not None}}

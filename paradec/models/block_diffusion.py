@@ -37,6 +37,8 @@ class BlockDiffusion(Denoiser):
     block: int = 0
     grid: str = "text"
     shift: bool = False
+    causal_cache = False
+    conditioned = 0
 
     def __post_init__(self) -> None:
         """Raise `InputError` for what cannot be a denoiser."""

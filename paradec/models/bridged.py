@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 from paradec import struct
 from paradec.errors import InputError
 from paradec.ops.mask import ancestors
-from paradec.types import Output, Rows, Spec
+from paradec.types import Model, Output, Rows, Spec
 
 UNBOUNDED = 2**30
 """`max_length` of a function that reads texts of any length."""
@@ -79,7 +79,7 @@ class BridgedDelta:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Bridged:
+class Bridged(Model):
     """`apply(params, token "B T") -> logits "B T V"` as a model. Functions compare by `==`: plain ones by identity.
 
     Without `cache` every call computes `apply` on all slots of the canvas, so a call costs what a forward of the whole
@@ -96,7 +96,7 @@ class Bridged:
 
     apply: Callable[[PyTree, Array], Array]
     vocab_size: int
-    max_length: int
+    max_length: int = dataclasses.field()
     tree: Any  # structure of the parameters
     leaves: tuple[tuple[tuple[int, ...], str], ...]  # and the shape and type of each
     cache: TokenCache | None = None

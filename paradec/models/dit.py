@@ -87,7 +87,7 @@ class DiT(Transformer):
     def _norm(self, x: Array, weight: Array) -> Array:
         return layer_norm(x, weight[0], weight[1], self.norm_eps)
 
-    def _qkv(self, w: Blocks, x: Array, turn: tuple[Array, Array], slide: Array) -> tuple[Array, Array, Array]:
+    def _qkv(self, w: Blocks, x: Array, turn: tuple[Array, ...], slide: Array) -> tuple[Array, Array, Array]:
         return super()._qkv(w.replace(attn_norm=_modulated(w.attn_norm, w.modulation[0])), x, turn, slide)
 
     def _join(self, w: Blocks, x: Array, out: Array) -> Array:

@@ -34,6 +34,7 @@ class ExpertWeights:
     bias: Float[Array, "L X"] | None
     gate_up: Float[Array, "L 2 X D R"]  # gate, then up
     down: Float[Array, "L X R D"]
+    gain: Float[Array, "L X"] | None = None  # multiplies each expert's weight once it is chosen (Gemma 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Experts:
     normalise: bool = False
     scale: float = 1.0
     bias: bool = False
+    gain: bool = False
     groups: int = 1
     top_groups: int = 1
     shared: int = 0  # width of one more MLP that all tokens pass; 0: none
@@ -79,6 +81,7 @@ class Experts:
             bias=Spec((layers, X), ("layers", None), "zeros", "float32") if self.bias else None,
             gate_up=Spec((layers, 2, X, D, R), ("layers", None, None, "embed", "mlp"), D**-0.5, dtype, (3, 1)),
             down=Spec((layers, X, R, D), ("layers", None, "mlp", "embed"), R**-0.5 * residual, dtype, (2, 1)),
+            gain=Spec((layers, X), ("layers", None), "ones", "float32") if self.gain else None,
         )
 
     def route(self, w: ExpertWeights, x: Float[Array, "T D"]) -> tuple[Int[Array, "T A"], Float[Array, "T A"]]:
@@ -94,17 +97,26 @@ class Experts:
         weight = jnp.take_along_axis(score, chosen, axis=1)
         if self.normalise:
             weight = weight / (jnp.sum(weight, axis=1, keepdims=True) + 1e-20)
+        if w.gain is not None:
+            weight = weight * w.gain.astype(jnp.float32)[chosen]
         return chosen, weight * self.scale
 
     def mix(
-        self, w: ExpertWeights, x: Float[Array, "B T D"], activation: Callable[[Array], Array]
+        self,
+        w: ExpertWeights,
+        x: Float[Array, "B T D"],
+        activation: Callable[[Array], Array],
+        by: Float[Array, "B T D"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """The weighted sum of every token's experts, of one layer. Under `vmap` over `x` it is one of a wider batch."""
-        return _mix(self, activation, w, x)
+        """The weighted sum of every token's experts, of one layer. Under `vmap` over `x` it is one of a wider batch.
 
-    def _plain_mix(self, activation: Callable[[Array], Array], w: ExpertWeights, x: Array) -> Array:
+        `by` is what the router reads where that is not what the experts read.
+        """
+        return _mix(self, activation, w, x, x if by is None else by)
+
+    def _plain_mix(self, activation: Callable[[Array], Array], w: ExpertWeights, x: Array, by: Array) -> Array:
         tokens = x.reshape(-1, x.shape[-1])
-        chosen, weight = self.route(w, tokens)
+        chosen, weight = self.route(w, by.reshape(tokens.shape))
         # Sorted by expert, the rows of each lie together, and one ragged product does what a loop over experts would.
         order = jnp.argsort(chosen.reshape(-1))
         size = jnp.bincount(chosen.reshape(-1), length=self.count).astype(jnp.int32)
@@ -128,24 +140,25 @@ def _ragged(rows: Array, w: Array | lora.Adapted, size: Array) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _mix(experts: Experts, activation: Callable[[Array], Array], w: ExpertWeights, x: Array) -> Array:
+def _mix(experts: Experts, activation: Callable[[Array], Array], w: ExpertWeights, x: Array, by: Array) -> Array:
     """A ragged product cannot be mapped over, and need not be: no token depends on another."""
 
     @custom_vmap
-    def mix(w: ExpertWeights, x: Array) -> Array:
-        return experts._plain_mix(activation, w, x)
+    def mix(w: ExpertWeights, x: Array, by: Array) -> Array:
+        return experts._plain_mix(activation, w, x, by)
 
     @mix.def_vmap
-    def fold(size: int, mapped: list, w: ExpertWeights, x: Array) -> tuple[Array, bool]:
+    def fold(size: int, mapped: list, w: ExpertWeights, x: Array, by: Array) -> tuple[Array, bool]:
         if any(jax.tree.leaves(mapped[0])):
             raise NotImplementedError("Experts are mapped over tokens, not over their weights.")
-        return mix(w, x.reshape(-1, *x.shape[2:])).reshape(x.shape), True
+        rows = lambda a: a.reshape(-1, *a.shape[2:])
+        return mix(w, rows(x), rows(by)).reshape(x.shape), True
 
-    return mix(w, x)
+    return mix(w, x, by)
 
 
-def _forward(experts: Experts, activation: Callable, w: ExpertWeights, x: Array) -> tuple[Array, Callable]:
-    return jax.vjp(partial(experts._plain_mix, activation), w, x)  # what is mapped has no derivative of its own
+def _forward(experts: Experts, activation: Callable, w: ExpertWeights, x: Array, by: Array) -> tuple[Array, Callable]:
+    return jax.vjp(partial(experts._plain_mix, activation), w, x, by)  # what is mapped has no derivative of its own
 
 
 _mix.defvjp(_forward, lambda experts, activation, back, out: back(out))

@@ -1,4 +1,4 @@
-"""One decoder stack that is Llama, SmolLM2, Mistral, Qwen2, Qwen3, Gemma 3 or a mixture of experts by configuration."""
+"""One decoder stack: Llama, SmolLM2, Mistral, Ministral 3, Qwen2, Qwen3, Gemma 3, mixtures of experts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from paradec.ops.attention import attend, attend_cache, attend_masked
 from paradec.ops.mask import Causal, Facts, Mask, Segment, Window, ancestors, on_canvas, under_canvas
 from paradec.ops.norm import rms_norm
 from paradec.ops.product import wide_einsum
-from paradec.ops.rope import Rope, angles, rotate
+from paradec.ops.rope import Rope, angles, query_growth, rotate
 from paradec.types import Model, Output, Rows, Spec
 
 
@@ -281,15 +281,19 @@ class Transformer(Model):
         x = x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
         return constrain(x, ("batch", None, None))
 
-    def _angles(self, position: Array) -> tuple[Array, Array]:
-        """Cosines and sines "B 1 1 T K/2"; stacked (global, local) in front where sliding layers have their own."""
-        ropes = [self.rope] if self.local_rope is None else [self.rope, self.local_rope]
-        tables = [angles(rope, position, self.head_dim) for rope in ropes]
-        cos, sin = (jnp.stack([t[i] for t in tables])[:, :, None, None] for i in (0, 1))
-        return cos, sin
+    def _angles(self, position: Array) -> tuple[Array, ...]:
+        """Cosines and sines "B 1 1 T K/2"; stacked (global, local) in front where sliding layers have their own.
 
-    def _qkv(self, w: Blocks, x: Array, turn: tuple[Array, Array], slide: Array) -> tuple[Array, Array, Array]:
-        cos, sin = (t[0] if self.local_rope is None else jnp.where(slide, t[1], t[0]) for t in turn)
+        Where queries grow with their position, the factor on them, "B 1 1 T 1", comes third.
+        """
+        ropes = [self.rope] if self.local_rope is None else [self.rope, self.local_rope]
+        tables: list[tuple[Array, ...]] = [angles(rope, position, self.head_dim) for rope in ropes]
+        if any(rope.query_beta for rope in ropes):
+            tables = [(*t, query_growth(r, position)[..., None]) for r, t in zip(ropes, tables, strict=True)]
+        return tuple(jnp.stack(same)[:, :, None, None] for same in zip(*tables, strict=True))
+
+    def _qkv(self, w: Blocks, x: Array, turn: tuple[Array, ...], slide: Array) -> tuple[Array, Array, Array]:
+        cos, sin, *growth = (t[0] if self.local_rope is None else jnp.where(slide, t[1], t[0]) for t in turn)
         # Written with heads last and transposed after: asked for directly, XLA would transpose the weights instead.
         qkv = lora.product("btd,dhgk->bthgk", self._norm(x, w.attn_norm), w.qkv)
         if w.qkv_bias is not None:
@@ -298,7 +302,10 @@ class Transformer(Model):
         q, k, v = qkv[:, :, :-2], qkv[:, :, -2:-1], qkv[:, :, -1]
         if self.qk_norm:
             q, k = self._norm(q, w.q_norm), self._norm(k, w.k_norm)
-        return rotate(q, cos, sin), rotate(k, cos, sin)[:, :, 0], v
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)[:, :, 0]
+        if growth:
+            q = (q.astype(jnp.float32) * growth[0]).astype(q.dtype)
+        return q, k, v
 
     def _mixed(self, w: Blocks, out: Array, dtype: Any) -> Array:
         """What the heads found, in the width of the model."""

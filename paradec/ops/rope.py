@@ -12,10 +12,13 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary frequencies as configuration. `kind` is "default", "linear", "llama3" or "yarn"; the rest follow it.
+    """Rotary frequencies as configuration. `kind` is "default", "linear", "llama3", "yarn" or "proportional"; the rest
+    follow it.
 
     Sources: RoFormer (2104.09864); linear interpolation (2306.15595); the llama3 piecewise rule as published with the
-    Llama 3.1 weights; YaRN (2309.00071), whose attention temperature multiplies cos and sin.
+    Llama 3.1 weights; YaRN (2309.00071), whose attention temperature multiplies cos and sin. "proportional" (Gemma 4)
+    pairs the two halves of the whole head and spaces the frequencies as if all pairs turned, but only the first
+    `fraction` of them do. `query_beta` is the scaling of Llama 4 and Ministral 3, see `query_growth`.
     """
 
     theta: float = 10_000.0
@@ -29,6 +32,7 @@ class Rope:
     attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn: round the ramp's ends to whole dimensions
     fraction: float = 1.0  # of a head's dimensions: these, from the first on, turn, and the others stay (LLaDA2: half)
+    query_beta: float = 0.0  # Ministral 3: queries grow with the logarithm of their position; 0: they do not
 
     def reach(self, declared: int) -> int:
         """How many positions a model reads that declares so many: YaRN's are `factor` times those of before, if more.
@@ -40,6 +44,10 @@ class Rope:
 
     def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
         """Angular frequencies (radians per position, one for two turning dimensions) and the factor on cos and sin."""
+        if self.kind == "proportional":
+            inv = self.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim) / self.factor
+            turns = np.arange(head_dim // 2) < int(self.fraction * head_dim // 2)
+            return np.where(turns, inv, 0.0).astype(np.float32), 1.0
         head_dim = int(head_dim * self.fraction)
         half = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
         inv = 1.0 / self.theta**half
@@ -85,6 +93,19 @@ def angles(
     inv, factor = rope.frequencies(head_dim)
     angle = position[..., None].astype(jnp.float32) * inv.reshape((1,) * position.ndim + (-1,))
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def query_growth(rope: Rope, position: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """The factor (float32) on a rotated query: 1 + query_beta ln(1 + floor(position / original_length)).
+
+    Keys are not scaled. It depends on the position in the text, never on the row of a call or batch, so it is 1 within
+    the context that the model had before it was lengthened. Source: the code of Llama 4 and Ministral 3 in
+    transformers, which calls it the llama 4 scaling.
+    """
+    if not rope.query_beta:
+        return jnp.ones(position.shape, jnp.float32)
+    whole = (position // rope.original_length).astype(jnp.float32)
+    return 1.0 + rope.query_beta * jnp.log1p(whole)
 
 
 def rotate(x: Float[Array, "..."], cos: Float[Array, "..."], sin: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -19,6 +19,7 @@ from paradec.engines import PREFIX
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.experts import Experts
 from paradec.models.heads import ConfidenceFilter, DraftHeads, MedusaHeads
+from paradec.models.nemotron_diffusion import NemotronDiffusion
 from paradec.models.ranked_tree import best_first
 from paradec.system import Component, System
 from paradec.testing import canvas_laws, laws, model_laws
@@ -31,12 +32,14 @@ PREFIX_TARGETS = {
     "recurrence": tiny_recurrence,
     "experts": lambda: tiny_transformer(experts=Experts(4, 16, 2)),
     "table": lambda: tiny_table(vocab_size=29),
+    "both": lambda: tiny_of_both(),
 }
 """Models of every kind that continues a text, and their weights."""
 CANVAS_TARGETS = {
     "full": lambda: tiny_denoiser(),
     "block": lambda: tiny_denoiser(block=BLOCK),
     "shifted": lambda: tiny_denoiser(shift=True),
+    "causal": lambda: tiny_of_both(),
 }
 """Models of every kind that fills a canvas, and their weights."""
 
@@ -45,6 +48,12 @@ def tiny_denoiser(seed: int = 1, **options: Any) -> tuple[BlockDiffusion, PyTree
     """A random transformer as a denoiser, sharp enough that confidences vary, and its weights."""
     base, weights = tiny_transformer(seed)
     return BlockDiffusion(base, mask_id=base.vocab_size - 1, **options), weights.replace(norm=weights.norm * 3.0)
+
+
+def tiny_of_both(seed: int = 1) -> tuple[NemotronDiffusion, PyTree]:
+    """A random model of both engines on one causal cache, with blocks of `BLOCK`, and its weights."""
+    base, weights = tiny_transformer(seed)
+    return NemotronDiffusion(base, mask_id=base.vocab_size - 1, block=BLOCK), weights.replace(norm=weights.norm * 3.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,9 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "original_max_position_embeddings": 16}
 YARN_EXACT = YARN | {"truncate": False, "mscale": 1.0, "mscale_all_dim": 0.5}
+GROWING = YARN | {  # queries grow from position 8 on, twice within the text
+    "original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.7,
+}  # fmt: skip
 GEMMA: dict[str, Any] = {"head_dim": 16, "sliding_window": 6}
 GEMMA_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
@@ -56,6 +59,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_yarn_exact": ("llama", {"rope_parameters": YARN_EXACT, "head_dim": 16}),
     "mistral": ("mistral", {"sliding_window": 7}),
     "mistral_unlimited": ("mistral", {"sliding_window": None, "head_dim": 12}),
+    "ministral3": ("ministral3", {"rope_parameters": GROWING, "head_dim": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 16}),

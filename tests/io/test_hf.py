@@ -187,7 +187,7 @@ def test_dtype_is_the_files_own_unless_asked() -> None:
 
 
 def test_unknown_model_type_lists_known_ones() -> None:
-    with pytest.raises(UnknownName, match="'gpt2'.*gemma3, gemma3_text, llama, mistral, qwen2, qwen3"):
+    with pytest.raises(UnknownName, match="'gpt2'.*gemma3, gemma3_text, llama, ministral3, mistral, qwen2, qwen3"):
         config("gpt2")
     with pytest.raises(UnknownName, match="Did you mean 'llama'"):
         config("lama")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradec.ops.rope import Rope, angles, rotate
+from paradec.ops.rope import Rope, angles, query_growth, rotate
 
 K = 16
 LLAMA3 = Rope(500_000.0, "llama3", factor=8.0, original_length=8192, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -69,6 +69,15 @@ def test_yarn_keeps_fast_dimensions_and_slows_slow_ones():
     assert factor == pytest.approx(0.1 * np.log(4) + 1)
     cos, _ = angles(YARN, jnp.zeros((1,), jnp.int32), 128)
     np.testing.assert_allclose(cos, factor, rtol=1e-6)
+
+
+def test_queries_grow_with_the_logarithm_of_their_position():
+    """1 + beta ln(1 + floor(p / n)): 1 below n, then a step at every multiple of it; without beta always 1."""
+    rope = Rope(1e6, "yarn", factor=16.0, original_length=16384, query_beta=0.1)
+    position = jnp.asarray([0, 1, 16383, 16384, 32767, 32768, 262143])
+    want = 1 + 0.1 * np.log([1, 1, 1, 2, 2, 3, 16])
+    np.testing.assert_allclose(query_growth(rope, position), want, rtol=1e-6)
+    assert (query_growth(Rope(), position) == 1).all()
 
 
 def test_positions_may_have_any_shape_and_bfloat16_turns_in_float32():

@@ -39,7 +39,7 @@ SIZES: dict[str, Any] = {
     "rms_norm_eps": 1e-5, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
-    "llama": {}, "mistral": {"sliding_window": 7}, "qwen2": {}, "qwen3": {},
+    "llama": {}, "mistral": {"sliding_window": 7}, "ministral3": {}, "qwen2": {}, "qwen3": {},
     "gemma3_text": {"sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
 }  # fmt: skip
 FAMILIES = (*OWN, "gemma3")
@@ -106,6 +106,13 @@ ROPE: dict[str, dict[str, Any]] = {
     "partial, linear": {"partial_rotary_factor": 0.5, "rope_scaling": LINEAR},
     "list": {"rope_scaling": [1]},
     "text": {"rope_parameters": "yarn"},
+    "growth": {"rope_scaling": YARN | {"llama_4_scaling_beta": 0.7}},
+    "growth of nothing": {"rope_scaling": YARN | {"llama_4_scaling_beta": 0.0}},
+    "growth, length at the top": {
+        "rope_scaling": YARN | {"llama_4_scaling_beta": 0.7}, "original_max_position_embeddings": 32,
+    },
+    "growth without a length": {"rope_scaling": {"rope_type": "default", "llama_4_scaling_beta": 0.7}},
+    "growth of a text": {"rope_scaling": YARN | {"llama_4_scaling_beta": "x"}},
 }  # fmt: skip
 OTHER: dict[str, dict[str, Any]] = {
     "null head_dim": {"head_dim": None},
@@ -166,7 +173,7 @@ STRICTER: dict[str, set[str]] = {
     "nested scaling": {*FAMILIES},
     # transformers passes over Mistral's list, others do not
     **{
-        name: {"mistral"}
+        name: {"mistral", "ministral3"}
         for name in ("kinds beside first", "kinds, window off", "kinds all full", "kinds beside pattern")
     },
 }

@@ -46,7 +46,7 @@ def test_same_logits(case: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize("case", ["llama", "mistral", "ministral3", "gemma3"])
 def test_same_logits_in_pieces(case: str, tmp_path: Path) -> None:
     """Extend and commit in three uneven pieces give what transformers gives for the whole."""
     reference = build(case)

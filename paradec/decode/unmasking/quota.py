@@ -17,7 +17,9 @@ class Quota(Select):
 
     Of n masks step s of S settles n // S, and one more if s < n mod S (LLaDA, arXiv 2502.09992, "low-confidence
     remasking"). `score` is one of `view.SCORES`; "random" is LLaDA's random order, "margin" and "entropy" are Dream's.
-    One position a call is static decoding.
+    With S `steps` it also is vLLM's `low_confidence` policy for Nemotron-Labs-Diffusion, and with `score` "position"
+    its `leftmost`: of M masks with r steps left they settle ceil(M / r), which comes to the same numbers. One position
+    a call is static decoding.
     """
 
     per_call: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(1))

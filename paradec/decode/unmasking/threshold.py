@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.seams import Choice, Select
@@ -15,20 +15,31 @@ from paradec.system import RULE, System
 class Threshold(Select):
     """Settles every position whose confidence is at least `tau` (arXiv 2505.22618); `strict`: above it (2509.26328).
 
-    Above 1 it is one position a call; at exactly 1 it is not, since a float32 softmax reaches 1.
+    Above 1 it is one position a call; at exactly 1 it is not, since a float32 softmax reaches 1. With `max_steps` above
+    0 a block's call of that number settles whatever is left: vLLM's `confidence_threshold` policy for
+    Nemotron-Labs-Diffusion, which compares logarithms and differs by their rounding alone.
     """
 
     tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.9))
     strict: bool = struct.field(pytree_node=False, default=False)
+    max_steps: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(0))
 
     @classmethod
-    def of(cls, tau: float = 0.9, strict: bool = False) -> Threshold:
-        """A threshold from a plain number."""
-        return cls(bar(tau), strict)
+    def of(cls, tau: float = 0.9, strict: bool = False, max_steps: int = 0) -> Threshold:
+        """A threshold from plain numbers; `max_steps` 0: as many calls as it takes. Raises `ValueError` below 0."""
+        if max_steps < 0:
+            raise ValueError(f"max_steps is 0 (off) or more; {max_steps} was given.")
+        return cls(bar(tau), strict, jnp.int32(max_steps))
+
+    def init(self, batch: int, window: int, vocab: int) -> PyTree:
+        """Calls that the block has had."""
+        return jnp.zeros(batch, jnp.int32)
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         sure = view.confidence > self.tau if self.strict else view.confidence >= self.tau
-        return Choice(view.eligible & sure)
+        step = jnp.where(view.fresh, 0, carry)
+        last = (self.max_steps > 0) & (step >= self.max_steps - 1)
+        return Choice(view.eligible & (sure | last[:, None]), carry=step + 1)
 
 
 SYSTEMS = (
@@ -40,7 +51,11 @@ SYSTEMS = (
         make=Threshold.of,
         laws=RULE,
         about="Every position whose confidence c = p(proposed token) is at least tau; one where there is none.",
-        meanings={"tau": "confidence that is enough; above 1 one position a call", "strict": "above tau, not at it"},
+        meanings={
+            "tau": "confidence that is enough; above 1 one position a call",
+            "strict": "above tau, not at it",
+            "max_steps": "calls of a block, of which the last commits all that is left; 0: no limit",
+        },
         cost="None beside the call.",
         proof="pytest tests/decode/test_originals.py -k threshold",
     ),
