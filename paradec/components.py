@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from paradec.io.confidence_filter import TrainedFilter, load_filter
 from paradec.io.medusa import Trained, fingerprint, load_medusa
 from paradec.models.heads import DraftHeads, ShortList
 from paradec.models.ranked_tree import MC_SIM_7B_63
-from paradec.models.transformer import Transformer
 from paradec.system import Component
 
 if TYPE_CHECKING:
@@ -85,14 +83,15 @@ def _check_tokenizer(lm: LanguageModel, draft: LanguageModel) -> None:
 
 
 def _first_layers(lm: LanguageModel, count: str) -> Component:
-    if not isinstance(lm.model, Transformer) or lm.params.leading is not None:
+    stacks = lm.model.stacks().layers
+    if "prefix" not in lm.model.kinds or len(stacks) != 1:
         raise InputError(f"draft=layers:N takes the first layers of a plain transformer; {lm.name} is none.")
-    depth = lm.model.num_layers
+    ((name, depth),) = stacks
     if not count.isdecimal() or not 1 <= int(count) <= depth:
         raise InputError(f"draft=layers:N takes N from 1 to {depth}; {count!r} was given.")
     n = int(count)
-    model = dataclasses.replace(lm.model, num_layers=n, sliding=lm.model.sliding[:n])
-    return Component(model, lm.params.replace(blocks=jax.tree.map(lambda x: x[:n], lm.params.blocks)))
+    first = jax.tree.map(lambda x: x[:n], getattr(lm.params, name))
+    return Component(lm.model.first_layers(n), lm.params.replace(**{name: first}))
 
 
 def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Component | None:

@@ -21,7 +21,7 @@ from paradec.io.names import Entry, Tensor
 from paradec.io.regular_file import read_json
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
-from paradec.models.dit import DiT
+from paradec.models.dit import DiT, DiTWeights
 from paradec.models.transformer import Transformer, Weights
 
 _BLOCK = "model.layers.{}."
@@ -132,7 +132,7 @@ def load_hf(
     *,
     mask_id: int | None = None,
     block: int | None = None,
-) -> tuple[Transformer | BlockDiffusion, Weights]:
+) -> tuple[Transformer | DiT | BlockDiffusion, Weights | DiTWeights]:
     """The model in a folder, and its weights as numpy arrays (`jax.device_put` moves them, with or without shardings).
 
     `dtype` None keeps the one named in config.json. A diffusion checkpoint is a `BlockDiffusion`, for which `mask_id`
@@ -150,17 +150,18 @@ def load_hf(
     entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
     if isinstance(base, DiT):
         tensors = at_level_zero(tensors)
-    elif isinstance(model, BlockDiffusion) and not states_head(values):
-        base = dataclasses.replace(base, tied=_name(entries, "head") not in tensors)
-    if base.tied:
-        _drop_copied_head(tensors, entries)
+    else:
+        if isinstance(model, BlockDiffusion) and not states_head(values):
+            base = dataclasses.replace(base, tied=_name(entries, "head") not in tensors)
+        if base.tied:
+            _drop_copied_head(tensors, entries)
     weights = names.load(base, entries, tensors, track)
     return dataclasses.replace(model, base=base) if isinstance(model, BlockDiffusion) else base, weights
 
 
 def _described(
     values: Any, where: str, dtype: str | None, folder: Path, mask_id: int | None, block: int | None
-) -> tuple[Config, Transformer | BlockDiffusion]:
+) -> tuple[Config, Transformer | DiT | BlockDiffusion]:
     if is_diffusion(values):
         return read_diffusion(values, where, dtype, folder=folder, mask_id=mask_id, block=block)
     config = read_config(values, where, dtype, known=(*KNOWN, *FAMILIES))
@@ -172,7 +173,9 @@ def _described(
     return config, config.model
 
 
-def save_hf(folder: str | os.PathLike[str], model: Transformer | BlockDiffusion, weights: Weights) -> None:
+def save_hf(
+    folder: str | os.PathLike[str], model: Transformer | DiT | BlockDiffusion, weights: Weights | DiTWeights
+) -> None:
     """Write config.json and model.safetensors, which `load_hf` and transformers read back to the same numbers.
 
     Raises `InputError` for a model that no family of the hub can express. An existing model there is replaced, the
