@@ -120,7 +120,7 @@ def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Component | 
 
 def shipped(lm: LanguageModel) -> Path | None:
     """The heads in this package that were trained for a model, told by its weights and not by its name."""
-    mine = fingerprint(lm.params)
+    mine = fingerprint(lm.model, lm.params)
     for path in sorted(SHIPPED.glob("*.json")):
         if json.loads(path.read_text(encoding="utf-8")).get("base_digest") == mine:
             return path.with_suffix(".safetensors")
@@ -142,7 +142,7 @@ def confidence_filter(lm: LanguageModel, given: str | Path | TrainedFilter | Com
 
 
 def _check_digest(lm: LanguageModel, facts: Mapping[str, Any], what: str) -> None:
-    base, mine = facts.get("base_digest"), fingerprint(lm.params)
+    base, mine = facts.get("base_digest"), fingerprint(lm.model, lm.params)
     if base is not None and base != mine:
         name = facts.get("base", "another model")
         raise InputError(f"{what} trained for {name} ({base}); {lm.name} has other weights ({mine}).")

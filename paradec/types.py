@@ -229,7 +229,7 @@ class Sizes:
     """The numbers that formulas need. Those of attention are 0 in a model without it."""
 
     vocab_size: int
-    width: int  # of `Output.hidden`, which the vocabulary head reads
+    width: int = 0  # of `Output.hidden`, which the vocabulary head reads; 0: not said
     num_layers: int = 0
     num_heads: int = 0
     num_kv_heads: int = 0
