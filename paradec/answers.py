@@ -154,7 +154,8 @@ def write(
     ask = few if mesh.current() is None else ask  # a mesh splits a batch of the size that was asked for
     decoder = lm.decoder(ask, method_args)
     settings = {
-        "model": lm.name, "model_digest": fingerprint(lm.params), "prompts": configs.digest(prompts), "limit": limit,
+        "model": lm.name, "model_digest": fingerprint(lm.model, lm.params), "prompts": configs.digest(prompts),
+        "limit": limit,
         "request": configs.as_json(dataclasses.replace(ask, method=decoder.name)),
         "method_args": json.loads(json.dumps(options_of(method_args), default=str)),
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from paradec.io.confidence_filter import TrainedFilter, load_filter
 from paradec.io.medusa import Trained, fingerprint, load_medusa
 from paradec.models.heads import DraftHeads, ShortList
 from paradec.models.ranked_tree import MC_SIM_7B_63
-from paradec.models.transformer import Transformer
 from paradec.system import Component
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ def draft(lm: LanguageModel, given: str | LanguageModel | pretrained.Pretrained 
         if name.startswith("layers:"):
             return _first_layers(lm, name.removeprefix("layers:"))
         given = lm if name == lm.name else pretrained.read(name, dtype=lm.model.dtype)
-    if not all(hasattr(given, field) for field in ("model", "params", "tokenizer")):
+    if not all(hasattr(given, field) for field in ("model", "params", "tokenizer")):  # whatever a caller hands over
         raise InputError(f"draft must be a name or a loaded language model; a {type(given).__name__} was given.")
     if "prefix" not in given.model.kinds:
         raise InputError(f"{given.name} is a diffusion model and cannot draft; take one that continues a text.")
@@ -84,14 +82,15 @@ def _check_tokenizer(lm: LanguageModel, draft: LanguageModel | pretrained.Pretra
 
 
 def _first_layers(lm: LanguageModel, count: str) -> Component:
-    if not isinstance(lm.model, Transformer) or lm.params.leading is not None:
+    stacks = lm.model.stacks().layers
+    if "prefix" not in lm.model.kinds or len(stacks) != 1:
         raise InputError(f"draft=layers:N takes the first layers of a plain transformer; {lm.name} is none.")
-    depth = lm.model.num_layers
+    ((name, depth),) = stacks
     if not count.isdecimal() or not 1 <= int(count) <= depth:
         raise InputError(f"draft=layers:N takes N from 1 to {depth}; {count!r} was given.")
     n = int(count)
-    model = dataclasses.replace(lm.model, num_layers=n, sliding=lm.model.sliding[:n])
-    return Component(model, lm.params.replace(blocks=jax.tree.map(lambda x: x[:n], lm.params.blocks)))
+    first = jax.tree.map(lambda x: x[:n], getattr(lm.params, name))
+    return Component(lm.model.first_layers(n), lm.params.replace(**{name: first}))
 
 
 def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Component | None:
@@ -107,7 +106,7 @@ def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Component | 
         given = load_medusa(Path(given), lm.model.dtype)
     if not isinstance(given, Trained):
         raise InputError(f"heads must be a file or trained heads; a {type(given).__name__} was given.")
-    if not hasattr(lm.model, "unembed") or not hasattr(lm.model, "width"):
+    if "prefix" not in lm.model.kinds or not lm.model.sizes().width:
         raise InputError(f"{lm.name} has no hidden states that heads could read.")
     _check_base(lm, given)
     tree = given.tree or tuple(path for path in MC_SIM_7B_63 if len(path) <= given.heads.num_heads)
@@ -120,7 +119,7 @@ def heads(lm: LanguageModel, given: str | Path | Trained | None) -> Component | 
 
 def shipped(lm: LanguageModel) -> Path | None:
     """The heads in this package that were trained for a model, told by its weights and not by its name."""
-    mine = fingerprint(lm.params)
+    mine = fingerprint(lm.model, lm.params)
     for path in sorted(SHIPPED.glob("*.json")):
         if json.loads(path.read_text(encoding="utf-8")).get("base_digest") == mine:
             return path.with_suffix(".safetensors")
@@ -142,7 +141,7 @@ def confidence_filter(lm: LanguageModel, given: str | Path | TrainedFilter | Com
 
 
 def _check_digest(lm: LanguageModel, facts: Mapping[str, Any], what: str) -> None:
-    base, mine = facts.get("base_digest"), fingerprint(lm.params)
+    base, mine = facts.get("base_digest"), fingerprint(lm.model, lm.params)
     if base is not None and base != mine:
         name = facts.get("base", "another model")
         raise InputError(f"{what} trained for {name} ({base}); {lm.name} has other weights ({mine}).")
@@ -150,7 +149,7 @@ def _check_digest(lm: LanguageModel, facts: Mapping[str, Any], what: str) -> Non
 
 def _check_base(lm: LanguageModel, trained: Trained) -> None:
     _check_digest(lm, trained.facts, "These heads were")
-    own, V, D = trained.heads.vocab_size, lm.model.vocab_size, lm.model.width
+    own, V, D = trained.heads.vocab_size, lm.model.vocab_size, lm.model.sizes().width
     if trained.heads.width != D or own not in (0, V):
         raise InputError(
             f"These heads are for a model of width {trained.heads.width}{f' and {own} tokens' if own else ''}; "

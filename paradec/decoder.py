@@ -46,7 +46,8 @@ class Decoder:
 
     def __post_init__(self) -> None:
         leaves, tree = jax.tree.flatten((self.method, self.params))
-        self._kind = tree, tuple((jax.typeof(x), getattr(x, "sharding", None)) for x in leaves)
+        lies = lambda x: getattr(x, "sharding", None)  # numpy's arrays lie nowhere yet
+        self._kind = tree, tuple((jax.typeof(x), lies(x)) for x in leaves), jax.config.jax_default_matmul_precision
 
     @functools.cached_property
     def engine(self) -> engines.Engine:

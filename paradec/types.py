@@ -17,7 +17,8 @@ run time is a mask or a length, so shapes never depend on data.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,39 @@ class Prompt:
     length: Int32[Array, "B"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The numbers that formulas need. Those of attention are 0 in a model without it."""
+
+    vocab_size: int
+    width: int = 0  # of `Output.hidden`, which the vocabulary head reads; 0: not said
+    num_layers: int = 0
+    num_heads: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    mlp_width: int = 0  # of the MLP that all tokens pass in the last layer stack; 0: none, or experts alone
+    dtype: str = "float32"  # of weights, activations and cache
+
+    @property
+    def groups(self) -> int:
+        """Query heads that share one key/value head; 0 without attention."""
+        return self.num_heads // self.num_kv_heads if self.num_kv_heads else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacks:
+    """What the fields of a model's parameter tree are, by their names.
+
+    `layers` are the subtrees whose leaves lead with a layer axis, in the order in which they run, each with its number
+    of layers. `lookup` are tables of which a token reads one row: no matrix product reads them. `norm` is the norm
+    before the vocabulary head.
+    """
+
+    layers: tuple[tuple[str, int], ...] = ()
+    lookup: tuple[str, ...] = ()
+    norm: str | None = None
+
+
 class Model:
     """An architecture that continues a text: a frozen dataclass, registered static and compared by value, whose methods
     are functions of a parameter tree. Its attributes are facts with the value that holds where a model says nothing; a
@@ -262,6 +296,18 @@ class Model:
     def specs(self) -> PyTree:
         """The parameter tree, with a `Spec` at every leaf."""
         raise NotImplementedError
+
+    def sizes(self) -> Sizes:
+        """The numbers that formulas need."""
+        return Sizes(self.vocab_size, dtype=self.dtype)
+
+    def stacks(self) -> Stacks:
+        """What the fields of the parameter tree are. The default says nothing of them."""
+        return Stacks()
+
+    def first_layers(self, count: int) -> Model:
+        """The structure of the first `count` layers alone, of a model with one stack of layers."""
+        return dataclasses.replace(cast(Any, self), num_layers=count)
 
     def forward(self, params: PyTree, token: Int[Array, "B T"], **facts: Any) -> Output:
         """The training pass over whole sequences, and the truth every law compares with."""
@@ -324,6 +370,14 @@ class Denoiser:
     """Whether text before the open block is read causally: see `causal_cache.Causal`."""
     conditioned: int = 0
     """Width of what a call is told of the one before it, by `soften`; 0: nothing."""
+
+    def sizes(self) -> Sizes:
+        """The numbers that formulas need."""
+        return Sizes(self.vocab_size, dtype=self.dtype)
+
+    def stacks(self) -> Stacks:
+        """What the fields of the parameter tree are. The default says nothing of them."""
+        return Stacks()
 
     def init_cache(self, batch: int, slots: int) -> PyTree:
         """An empty cache with `.length`; `slots` 0: none is kept."""

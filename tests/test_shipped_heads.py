@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from paradec import parts
+from paradec import components
 from paradec.errors import InputError
 from paradec.models.ranked_tree import best_first, expected
 from tests.fixtures import write_tiny_model
 
-HEADS = parts.SHIPPED / "smollm2-135m"
+HEADS = components.SHIPPED / "smollm2-135m"
 
 
 def test_they_are_small_and_say_where_they_come_from():
@@ -29,7 +29,7 @@ def test_another_model_does_not_get_them(tmp_path):
     import paradec
 
     lm = paradec.load(str(write_tiny_model(tmp_path / "tiny")))
-    assert parts.shipped(lm) is None
+    assert components.shipped(lm) is None
     with pytest.raises(InputError, match="needs heads trained for the model"):
         lm.generate("x", method="medusa", max_new_tokens=2)
     with pytest.raises(InputError, match=r"These heads were trained for smollm2-135m"):

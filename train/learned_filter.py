@@ -111,7 +111,8 @@ def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, sai
         "best_accuracy": {"filter": round(said.accuracy(), 4), "threshold": round(said.accuracy(True), 4)},
     }
     facts = {
-        "base": config.model, "base_digest": fingerprint(lm.params), "command": " ".join(["python", *sys.argv]),
+        "base": config.model, "base_digest": fingerprint(lm.model, lm.params),
+        "command": " ".join(["python", *sys.argv]),
         "config": configs.kept(config), "metrics": metrics,
     }  # fmt: skip
     path = config.run.out / "filter.safetensors"

@@ -204,7 +204,7 @@ def export(config: Medusa, lm: LanguageModel, trained: Trained, right: np.ndarra
     sizes = {n: round(expected(right, tree[:n]), 3) for n in SIZES if n <= len(tree)}
     facts = {
         "base": config.model,
-        "base_digest": fingerprint(lm.params),
+        "base_digest": fingerprint(lm.model, lm.params),
         "command": " ".join(["python", *sys.argv]),
         "config": configs.kept(config),
         "accuracy": np.round(right, 4).tolist(),

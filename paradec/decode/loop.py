@@ -72,9 +72,14 @@ def axes(state: PyTree) -> PyTree:
     """The logical axes of every leaf of a state: a cache names its own (`cache.axes()`), all others are batch first."""
 
     def one(x: Any) -> Any:
-        return x.axes() if hasattr(x, "axes") else ("batch", *(None,) * x.ndim)[: x.ndim]
+        return x.axes() if named(x) else ("batch", *(None,) * x.ndim)[: x.ndim]
 
-    return jax.tree.map(one, state, is_leaf=lambda x: hasattr(x, "axes"))
+    return jax.tree.map(one, state, is_leaf=named)
+
+
+def named(x: Any) -> bool:
+    """Whether a part of a state names the logical axes of its leaves, as the cache of a model does."""
+    return hasattr(x, "axes")  # a model's cache is a type of its own; an array has none
 
 
 def placed(state: DecodeState) -> DecodeState:

@@ -289,6 +289,8 @@ class Method:
     """Token ids that end a text."""
     models: Mapping[str, Model] = NONE
     """The models whose weights a step reads and that may be laid out for it, by the names of their weights."""
+    drafts: int = 1
+    """How many canvases of a row a call reads, one beside the other."""
 
     def init(
         self, params: PyTree, prompt: Prompt, limit: Int[Array, "B"], key: jax.Array, sampling: Sampling, slots: int

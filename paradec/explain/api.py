@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Annotated, Any, Literal
 
@@ -12,13 +11,14 @@ from rich.table import Table
 
 from paradec.explain.child import ask
 from paradec.explain.request import MIB, Cost, Memory, Report, Request
+from paradec.explain.structures import as_json
 from paradec.models.shapes import shape
-from paradec.models.transformer import Transformer
+from paradec.types import Denoiser, Model
 
 
 def explain(
     method: str = "ar",
-    model: str | Transformer = "smollm2-135m",
+    model: str | Model | Denoiser = "smollm2-135m",
     *,
     program: str = "decode",
     target: str = "cpu",
@@ -28,7 +28,7 @@ def explain(
     dtype: str = "bfloat16",
     block: int = 0,
     short_list: int = 0,
-    draft: str | Transformer | None = None,
+    draft: str | Model | None = None,
     **options: Any,
 ) -> Report:
     """Compile a method's decode for a target that need not be here, and report what one step of it costs.
@@ -36,18 +36,15 @@ def explain(
     `program` "train" compiles one training step instead (AdamW, float32 masters), with weights and moments split over
     both axes of the mesh. `block` above 0 makes the model a block-diffusion denoiser: `method` is an unmasking rule,
     with a block cache unless `cache` says otherwise, and training is of two streams. `model` is a name of
-    `models.shapes` or any Transformer; `target` is "cpu" or a TPU topology such as "v5e:16x16"; `mesh` is (data,
+    `models.shapes`, or any model that says its sizes and stacks and can be imported; a denoiser is decoded by a rule.
+    `target` is "cpu" or a TPU topology such as "v5e:16x16"; `mesh` is (data,
     model): rows over data, heads and widths over model. `slots` are cache slots of a row, or its tokens in training.
     Medusa's heads choose from `short_list` tokens, or from all (0). `options` are the method's. Raises `ResourceError`
     where the TPU compiler is not installed.
     """
-    structures = {"model": _plain(model), "draft": _plain(draft)}
+    structures = {"model": as_json(model), "draft": as_json(draft)}
     sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block, "short_list": short_list}
     return ask(Request(method, program=program, target=target, options=options, **structures, **sizes))
-
-
-def _plain(model: Any) -> Any:
-    return dataclasses.asdict(model) if isinstance(model, Transformer) else model
 
 
 def command(

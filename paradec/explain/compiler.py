@@ -17,17 +17,14 @@ from paradec.composition import build as build_method
 from paradec.composition import compose
 from paradec.errors import InputError, ResourceError
 from paradec.explain import hlo
-from paradec.explain.programs import Program, decode_loop, training_step
+from paradec.explain.programs import Program, Use, decode_loop, training_step
 from paradec.explain.request import Cost, Memory, Report, Request
+from paradec.explain.structures import built, name_of
 from paradec.learn.objectives.masked import Masked, Noise
 from paradec.learn.objectives.next_token import NextToken
-from paradec.models.block_diffusion import BlockDiffusion
-from paradec.models.experts import Experts
 from paradec.models.heads import MedusaHeads
 from paradec.models.ranked_tree import MC_SIM_7B_63
-from paradec.models.shapes import shape
-from paradec.models.transformer import Transformer
-from paradec.ops.rope import Rope
+from paradec.models.shapes import denoiser
 
 
 def report(request: Request) -> Report:
@@ -64,39 +61,36 @@ def has_tpu_compiler() -> bool:
 
 def build(request: Request, place: mesh.Placement) -> Program:
     """The program a request names."""
-    target = structure(request.model, request.dtype)
+    target = built(request.model, request.dtype)
     if request.block:
+        if target.kinds[0] != "prefix":
+            raise InputError(f"{name_of(request.model)} is a denoiser already: leave out block={request.block}.")
+        target = denoiser(target, request.block)
+    if target.kinds[0] == "canvas":
         return _diffusion(request, target, place)
     if request.program == "train":
-        return training_step(target, NextToken, request.batch, request.slots + 1, place)
+        return training_step(target, NextToken, request.batch, request.slots + 1, request.slots, place)
     models, given = {"target": target}, {}
     if request.draft is not None:
-        models["draft"] = given["draft"] = structure(request.draft, request.dtype)
+        models["draft"] = given["draft"] = built(request.draft, request.dtype)
     if "heads" in catalog.find(request.method).components:
-        models["heads"] = MedusaHeads(num_heads=4, width=target.width, dtype=request.dtype)
+        models["heads"] = MedusaHeads(num_heads=4, width=target.sizes().width, dtype=request.dtype)
         given["heads"] = models["heads"], MC_SIM_7B_63
     # Abstract too: on the mesh of a machine that is not here, the smallest array cannot be made.
     method = jax.eval_shape(lambda: build_method(request.method, target, (0,), **given, **request.options))
-    return decode_loop(method, models, request.batch, request.slots, place, request.short_list)
+    uses = {"target": Use(method.drafter.nodes), "draft": Use(1, method.drafter.calls, "carry")}
+    return decode_loop(method, models, uses, request.batch, request.slots, place, request.short_list)
 
 
-def _diffusion(request: Request, base: Transformer, place: mesh.Placement) -> Program:
-    model = BlockDiffusion(base, mask_id=base.vocab_size - 1, block=request.block)
+def _diffusion(request: Request, model: Any, place: mesh.Placement) -> Program:
     if request.program == "train":
-        objective = partial(Masked, noise=Noise(request.block))
-        return training_step(model, objective, request.batch, request.slots, place)
-    options = {"cache": "block"} | dict(request.options)
+        objective = partial(Masked, noise=Noise(model.block))
+        passed = 2 * request.slots if model.block else request.slots  # in blocks, noisy rows and clean ones
+        return training_step(model, objective, request.batch, request.slots, passed, place)
+    options = ({"cache": "block"} if model.block else {}) | dict(request.options)
     method = jax.eval_shape(lambda: compose(model, request.method, options, eos=(0,)))
-    return decode_loop(method, {"target": model}, request.batch, request.slots, place)
-
-
-def structure(model: str | dict[str, Any], dtype: str) -> Transformer:
-    """The Transformer that a request means."""
-    if isinstance(model, str):
-        return dataclasses.replace(shape(model), dtype=dtype)
-    ropes = {k: Rope(**model[k]) for k in ("rope", "local_rope") if model.get(k) is not None}
-    parts = ropes | ({"experts": Experts(**model["experts"])} if model.get("experts") else {})
-    return Transformer(**model | parts | {"sliding": tuple(model.get("sliding", ())), "dtype": dtype})
+    uses = {"target": Use((model.block or request.slots) * method.drafts)}
+    return decode_loop(method, {"target": model}, uses, request.batch, request.slots, place)
 
 
 def measure(request: Request, program: Program, device: str) -> Report:
@@ -130,7 +124,7 @@ def refusal(message: str) -> str:
 
 def title(request: Request) -> str:
     """What the program is, for people."""
-    model = request.model if isinstance(request.model, str) else "the given Transformer"
+    model = name_of(request.model)
     model += f" in blocks of {request.block}" if request.block else ""
     if request.program == "train":
         return f"One training step of {model}, {request.batch} rows of {request.slots} tokens"

@@ -16,7 +16,7 @@ MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One program to compile. `model` and `draft` name a shape of `models.shapes`, or are a Transformer's fields."""
+    """One program to compile. `model` and `draft` name a shape of `models.shapes`, or are `structures.as_json`."""
 
     method: str = "ar"
     model: str | dict[str, Any] = "smollm2-135m"

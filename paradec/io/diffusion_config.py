@@ -143,18 +143,19 @@ def write_diffusion(model: BlockDiffusion | NemotronDiffusion) -> dict[str, Any]
 
     Raises `InputError` for a model that none of the families can express.
     """
-    experts = model.base.experts
-    if isinstance(model.base, DiT):
-        plain = write_dit(model.base)
+    base, experts = model.base, None
+    if isinstance(base, DiT):
+        plain = write_dit(base)
     else:
-        plain = write_config(model.base if experts is None else without_experts(model.base))
+        experts = base.experts
+        plain = write_config(base if experts is None else without_experts(base))
     for name, family in FAMILIES.items():
         if family.base != plain["model_type"] or (model.block and not family.block_key):
             continue
         if (family.experts is None) is not (experts is None) or family.causal is not model.causal_cache:
             continue
         block = {family.block_key: model.block} if family.block_key else {}
-        own = common_keys(experts) | family.experts.write(model.base, experts) if experts else {}
+        own = common_keys(experts) | family.experts.write(base, experts) if experts else {}
         config = plain | {"model_type": name, "mask_token_id": model.mask_id} | block | own
         with contextlib.suppress(WeightsError):
             found = read_diffusion(config)[1]

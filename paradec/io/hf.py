@@ -30,7 +30,7 @@ from paradec.io.regular_file import read_json
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.diffusion_gemma import DiffusionGemma, GemmaWeights
-from paradec.models.dit import DiT
+from paradec.models.dit import DiT, DiTWeights
 from paradec.models.nemotron_diffusion import NemotronDiffusion
 from paradec.models.transformer import Transformer, Weights
 
@@ -150,7 +150,9 @@ def load_hf(
     *,
     mask_id: int | None = None,
     block: int | None = None,
-) -> tuple[Transformer | BlockDiffusion | NemotronDiffusion | DiffusionGemma, Weights | GemmaWeights]:
+) -> tuple[
+    Transformer | DiT | BlockDiffusion | NemotronDiffusion | DiffusionGemma, Weights | DiTWeights | GemmaWeights
+]:
     """The model in a folder, and its weights as numpy arrays (`jax.device_put` moves them, with or without shardings).
 
     `dtype` None keeps the one named in config.json. A diffusion checkpoint is a `BlockDiffusion` or a
@@ -177,17 +179,18 @@ def load_hf(
     entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
     if isinstance(base, DiT):
         tensors = at_level_zero(tensors)
-    elif isinstance(model, _ON_A_BASE) and not states_head(values):
-        base = dataclasses.replace(base, tied=_name(entries, "head") not in tensors)
-    if base.tied:
-        _drop_copied_head(tensors, entries)
+    else:
+        if isinstance(model, _ON_A_BASE) and not states_head(values):
+            base = dataclasses.replace(base, tied=_name(entries, "head") not in tensors)
+        if base.tied:
+            _drop_copied_head(tensors, entries)
     weights = names.load(base, entries, tensors, track)
     return dataclasses.replace(model, base=base) if isinstance(model, _ON_A_BASE) else base, weights
 
 
 def _described(
     values: Any, where: str, dtype: str | None, folder: Path, mask_id: int | None, block: int | None
-) -> tuple[Config, Transformer | BlockDiffusion | NemotronDiffusion]:
+) -> tuple[Config, Transformer | DiT | BlockDiffusion | NemotronDiffusion]:
     if is_diffusion(values):
         return read_diffusion(values, where, dtype, folder=folder, mask_id=mask_id, block=block)
     config = read_config(values, where, dtype, known=(*KNOWN, *FAMILIES, MODEL_TYPE))
@@ -201,8 +204,8 @@ def _described(
 
 def save_hf(
     folder: str | os.PathLike[str],
-    model: Transformer | BlockDiffusion | NemotronDiffusion | DiffusionGemma,
-    weights: Weights | GemmaWeights,
+    model: Transformer | DiT | BlockDiffusion | NemotronDiffusion | DiffusionGemma,
+    weights: Weights | DiTWeights | GemmaWeights,
 ) -> None:
     """Write config.json and model.safetensors, which `load_hf` and transformers read back to the same numbers.
 

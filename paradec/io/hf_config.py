@@ -16,6 +16,7 @@ from paradec.errors import InputError, UnknownName, WeightsError
 from paradec.io.fields import Fields
 from paradec.io.names import DTYPES, check_dtype
 from paradec.io.rope_config import FULL, SLIDING, read_rope, read_ropes, write_rope
+from paradec.models.dit import DiT
 from paradec.models.transformer import Transformer
 
 KINDS = {FULL, SLIDING}
@@ -94,7 +95,7 @@ class Config:
     """A parsed config.json: the model, the family it belongs to, and whether the output projection has a bias."""
 
     family: str
-    model: Transformer
+    model: Transformer | DiT
     out_bias: bool = False
 
 

@@ -26,6 +26,7 @@ from paradec.io.regular_file import read_json
 from paradec.models.heads import HeadWeights, MedusaHeads
 from paradec.models.ranked_tree import Path as TreePath
 from paradec.models.ranked_tree import ranked
+from paradec.types import Denoiser, Model
 
 PREFIX = "medusa_head."
 SHORT_LIST = "short_list"
@@ -87,22 +88,24 @@ def entries(heads: MedusaHeads) -> list[Entry]:
     return [*rows, Entry(f"{{}}.{heads.num_layers}.weight", "unembed", "V D -> V D")]
 
 
-def fingerprint(weights: Any) -> str:
+def fingerprint(model: Model | Denoiser, weights: Any) -> str:
     """What tells one base model from another: a hash of its final norm, rounded to bfloat16, and of its sizes.
 
     Quantisation leaves norms alone, so what was trained on a quantised copy serves the original, and the other way.
     Weights without a norm are told by all their numbers.
     """
-    down = getattr(getattr(weights, "blocks", None), "down", None)
-    if down is not None:
-        sizes = f"{weights.embed.shape} {down.shape} "
+    sizes, stacks = model.sizes(), model.stacks()
+    if stacks.layers and sizes.num_kv_heads and sizes.mlp_width:
+        # The shapes of the embedding and of the last stack's second MLP matrix, written as numpy writes them.
+        V, D, L = sizes.vocab_size, sizes.width, stacks.layers[-1][1]
+        told = f"{(V, D)} {(L, sizes.mlp_width, D)} "
     else:  # a recurrence, say, or experts alone
-        sizes = " ".join(
+        told = " ".join(
             f"{jax.tree_util.keystr(at)}{x.shape}" for at, x in jax.tree_util.tree_leaves_with_path(weights)
         )
-    told_by = jax.tree.leaves(getattr(weights, "norm", weights))
+    told_by = jax.tree.leaves(weights if stacks.norm is None else getattr(weights, stacks.norm))
     numbers = b"".join(np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.device_get(told_by))
-    return hashlib.sha256(sizes.encode() + numbers).hexdigest()[:16]
+    return hashlib.sha256(told.encode() + numbers).hexdigest()[:16]
 
 
 def _structure(path: Path, tensors: dict[str, Tensor]) -> MedusaHeads:

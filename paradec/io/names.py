@@ -88,7 +88,7 @@ def check_dtype(dtype: str) -> None:
         raise InputError(f"Weights cannot be loaded as {dtype!r}. Use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
 
 
-Architecture = Transformer | MedusaHeads | DiffusionGemma
+Architecture = Transformer | DiT | MedusaHeads | DiffusionGemma
 
 
 def sizes(model: Architecture) -> dict[str, int]:

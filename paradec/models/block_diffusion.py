@@ -11,14 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from paradec.errors import InputError
+from paradec.models.backbone import Backbone
 from paradec.models.cache import KVCache, KVDelta
-from paradec.models.transformer import Transformer, Weights
 from paradec.ops.attention import attend_two_stream, pair, unpair
 from paradec.ops.mask import Block, Facts, Full, Mask
-from paradec.types import Denoiser, Output, Rows
+from paradec.types import Denoiser, Output, Rows, Sizes, Stacks
 
 
 @jax.tree_util.register_static
@@ -32,7 +32,7 @@ class BlockDiffusion(Denoiser):
 
     shadow_rows = True
 
-    base: Transformer
+    base: Backbone
     mask_id: int
     block: int = 0
     grid: str = "text"
@@ -64,21 +64,29 @@ class BlockDiffusion(Denoiser):
     def dtype(self) -> str:
         return self.base.dtype
 
-    def specs(self) -> Weights:
+    def specs(self) -> PyTree:
         """The parameter tree of the base."""
         return self.base.specs()
 
-    def forward(self, params: Weights, token: Int[Array, "B T"], **facts: Any) -> Output:
+    def sizes(self) -> Sizes:
+        """Those of the base."""
+        return self.base.sizes()
+
+    def stacks(self) -> Stacks:
+        """Those of the base."""
+        return self.base.stacks()
+
+    def forward(self, params: PyTree, token: Int[Array, "B T"], **facts: Any) -> Output:
         """Whole canvases at once, in the model's own alignment; blocks are counted from position 0.
 
-        The facts are those of `Transformer.forward`.
+        The facts are those of `Backbone.forward`.
         """
         mask = Block(self.block) if self.block else Full()
         return self.base.forward(params, token, **{"mask": mask} | facts)
 
     def two_streams(
         self,
-        params: Weights,
+        params: PyTree,
         noisy: Int[Array, "B T"],
         clean: Int[Array, "B T"],
         *,
@@ -108,7 +116,7 @@ class BlockDiffusion(Denoiser):
         return self.base.init_cache(batch, slots)
 
     def extend(
-        self, params: Weights, cache: KVCache, rows: Rows, *, live: Bool[Array, "B"] | None = None
+        self, params: PyTree, cache: KVCache, rows: Rows, *, live: Bool[Array, "B"] | None = None
     ) -> tuple[Output, KVDelta]:
         """Compute rows of a canvas; see `types.Denoiser`."""
         return self.base.extend(params, cache, rows, live=live)

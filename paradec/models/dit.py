@@ -15,97 +15,127 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from paradec import struct
-from paradec.errors import InputError
-from paradec.models import lora
-from paradec.models.transformer import Blocks, Transformer, Weights
+from paradec.models import layer
+from paradec.models.backbone import Backbone
+from paradec.models.laid_out import matrix
 from paradec.ops.norm import layer_norm
-from paradec.types import Output, Spec
+from paradec.ops.rope import Rope
+from paradec.types import Output, Spec, Stacks
 
 
-@struct.dataclass(kw_only=True)
-class DiTBlocks(Blocks):
-    """The layer stack of a `DiT`. Of a transformer's leaves `gate_up` is None, and so are those of options."""
+@struct.dataclass
+class DiTBlocks:
+    """The layer stack of a `DiT`: every leaf has a leading layer axis L. Names and axes are those of `Blocks`."""
 
+    attn_norm: Float[Array, "L D"]
+    qkv: Float[Array, "L D H G+2 K"]
+    out: Float[Array, "L H G K D"]
+    mlp_norm: Float[Array, "L D"]
+    down: Float[Array, "L F D"]
     modulation: Float[Array, "L 2 3 D"]  # of attention, then of the MLP: the norm's shift and scale, the result's gate
     up: Float[Array, "L D F"]
     up_bias: Float[Array, "L F"]
     down_bias: Float[Array, "L D"]
 
+    def apart(self) -> DiTBlocks:
+        """One layer's weights laid out: the output projection as one matrix."""
+        return self.replace(out=matrix(self.out))
 
-@struct.dataclass(kw_only=True)
-class DiTWeights(Weights):
+
+@struct.dataclass
+class DiTWeights:
     """The parameter tree of a `DiT`."""
 
+    embed: Float[Array, "V D"]
+    blocks: DiTBlocks | tuple[DiTBlocks, ...]  # one stack, or the layers one by one (see `Backbone.laid_out`)
+    norm: Float[Array, "D"]
+    head: Float[Array, "V D"]
     modulation: Float[Array, "2 D"]  # the last norm's shift and scale
     head_bias: Float[Array, "V"]
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class DiT(Transformer):
-    """A diffusion transformer's structure: a `Transformer` with other norms, residuals, MLPs and a bias on its logits.
+class DiT(Backbone):
+    """A diffusion transformer's structure: modulated layer norms, gated residuals, plain MLPs, a bias on its logits."""
 
-    Everything about attention and caches is inherited. Options of the transformer that `__post_init__` does not list
-    must stay at their defaults.
-    """
-
-    tied: bool = False
-    activation: str = "gelu_tanh"
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_length: int = 2048  # positions the model was trained for
+    norm_eps: float = 1e-5
+    rope: Rope = Rope()
+    query_scale: float | None = None  # factor on q·k; None: head_dim ** -0.5
+    dtype: str = "float32"  # of weights, activations and cache; norms, softmax and logits are float32
     level_width: int = 128  # of the embedding of the noise level; matters to checkpoints alone
-
-    def __post_init__(self) -> None:
-        """Raise `InputError` for an option that only other transformers have."""
-        own = {
-            "vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_width", "max_length",
-            "norm_eps", "rope", "query_scale", "dtype", "level_width",
-        }  # fmt: skip
-        fields = (f for f in dataclasses.fields(self) if f.name not in own)
-        wrong = [f.name for f in fields if getattr(self, f.name) != f.default]
-        if wrong:
-            raise InputError(f"A diffusion transformer has no option {' and no '.join(wrong)}; leave it out.")
 
     def specs(self) -> DiTWeights:
         """The parameter tree, a `Spec` at every leaf. As published, gates and head start at zero."""
-        L, D, F = self.num_layers, self.width, self.mlp_width
-        plain = super().specs()
+        L, D, F, V, K = self.num_layers, self.width, self.mlp_width, self.vocab_size, self.head_dim
+        H, G = self.num_kv_heads, self.groups
+        residual = (2 * L) ** -0.5  # keeps the residual stream's variance independent of depth
 
-        def zeros(shape: tuple[int, ...], *axes: str | None) -> Spec:
-            return Spec(shape, axes, "zeros", self.dtype)
+        def leaf(shape: tuple[int, ...], *axes: str | None, init: float | str = "zeros", dense=None) -> Spec:
+            return Spec(shape, axes, init, self.dtype, dense)
 
         blocks = DiTBlocks(
-            **vars(plain.blocks) | {"gate_up": None},
-            modulation=zeros((L, 2, 3, D), "layers", None, None, None),
-            up=Spec((L, D, F), ("layers", "embed", "mlp"), D**-0.5, self.dtype, (1, 1)),
-            up_bias=zeros((L, F), "layers", "mlp"),
-            down_bias=zeros((L, D), "layers", None),
+            attn_norm=leaf((L, D), "layers", None, init="ones"),
+            qkv=leaf((L, D, H, G + 2, K), "layers", "embed", "kv_heads", None, None, init=D**-0.5, dense=(1, 1)),
+            out=leaf(
+                (L, H, G, K, D), "layers", "kv_heads", None, None, "embed",
+                init=(H * G * K) ** -0.5 * residual, dense=(1, 3),
+            ),
+            mlp_norm=leaf((L, D), "layers", None, init="ones"),
+            down=leaf((L, F, D), "layers", "mlp", "embed", init=F**-0.5 * residual, dense=(1, 1)),
+            modulation=leaf((L, 2, 3, D), "layers", None, None, None),
+            up=leaf((L, D, F), "layers", "embed", "mlp", init=D**-0.5, dense=(1, 1)),
+            up_bias=leaf((L, F), "layers", "mlp"),
+            down_bias=leaf((L, D), "layers", None),
+        )  # fmt: skip
+        return DiTWeights(
+            embed=leaf((V, D), "vocab", "embed", init=D**-0.5, dense=(0, 1)),
+            blocks=blocks,
+            norm=leaf((D,), None, init="ones"),
+            head=leaf((V, D), "vocab", "embed", dense=(0, 1)),
+            modulation=leaf((2, D), None, None),
+            head_bias=leaf((V,), "vocab"),
         )
-        parts = vars(plain) | {"blocks": blocks, "head": plain.head._replace(init="zeros")}
-        return DiTWeights(**parts, modulation=zeros((2, D), None, None), head_bias=zeros((self.vocab_size,), "vocab"))
 
-    # The pieces of a layer. A norm's weight and its modulation are one gain and one shift, "2 D".
+    def stacks(self) -> Stacks:
+        """What the fields of the parameter tree are."""
+        return Stacks(layers=(("blocks", self.num_layers),), lookup=("embed",), norm="norm")
 
-    def _norm(self, x: Array, weight: Array) -> Array:
-        return layer_norm(x, weight[0], weight[1], self.norm_eps)
+    # The pieces of a layer.
 
-    def _qkv(self, w: Blocks, x: Array, turn: tuple[Array, ...], slide: Array) -> tuple[Array, Array, Array]:
-        return super()._qkv(w.replace(attn_norm=_modulated(w.attn_norm, w.modulation[0])), x, turn, slide)
+    def _norm(self, x: Array, weight: Array, by: Array) -> Array:
+        """A norm whose result is scaled by 1 + `by[1]`, plus `by[0]`: both in float32, in its gain and its shift."""
+        weight, by = weight.astype(jnp.float32), by.astype(jnp.float32)
+        return layer_norm(x, weight * (1 + by[1]), by[0], self.norm_eps)
 
-    def _join(self, w: Blocks, x: Array, out: Array) -> Array:
-        return x + self._mixed(w, out, x.dtype) * w.modulation[0, 2][None, None]
+    def _embed(self, params: DiTWeights, token: Array, embed: Array | None = None, aux: Array | None = None) -> Array:
+        return layer.embedded(params.embed, token, embed, aux)
 
-    def _mlp(self, w: Blocks, x: Array) -> Array:
-        x_norm = self._norm(x, _modulated(w.mlp_norm, w.modulation[1]))
-        up = lora.product("btd,df->btf", x_norm, w.up) + w.up_bias[None, None]
-        mixed = lora.product("btf,fd->btd", jax.nn.gelu(up, approximate=True), w.down) + w.down_bias[None, None]
-        return x + mixed * w.modulation[1, 2][None, None]
+    def _angles(self, position: Array) -> layer.Turn:
+        return layer.turns([self.rope], position, self.head_dim)
 
-    def _output(self, params: Weights, x: Array, every: Array | None, taps: tuple[int, ...]) -> Output:
-        norm = _modulated(params.norm, params.modulation)
-        out = super()._output(params.replace(norm=norm), x, every, taps)
-        return out.replace(logits=out.logits + params.head_bias.astype(jnp.float32)[None, None])
+    def _qkv(self, w: DiTBlocks, x: Array, turn: layer.Turn, slide: Array) -> tuple[Array, Array, Array]:
+        turn = layer.turn_of(turn, slide)
+        q, k, v = layer.queries_keys_values(self._norm(x, w.attn_norm, w.modulation[0]), w.qkv)
+        return *layer.rotated(q, k, turn), v
 
+    def _join(self, w: DiTBlocks, x: Array, out: Array) -> Array:
+        return layer.gated_residual(x, layer.attention_output(out, w.out, x.dtype), w.modulation[0, 2])
 
-def _modulated(weight: Float[Array, "D"], by: Float[Array, "N D"]) -> Float[Array, "2 D"]:
-    """Gain and shift, in float32, of a norm with this weight whose result is scaled by 1 + `by[1]`, plus `by[0]`."""
-    weight, by = weight.astype(jnp.float32), by.astype(jnp.float32)
-    return jnp.stack([weight * (1 + by[1]), by[0]])
+    def _mlp(self, w: DiTBlocks, x: Array) -> Array:
+        x_norm = self._norm(x, w.mlp_norm, w.modulation[1])
+        mixed = layer.biased_mlp(x_norm, w.up, w.up_bias, w.down, w.down_bias, layer.gelu_tanh)
+        return layer.gated_residual(x, mixed, w.modulation[1, 2])
+
+    def _output(self, params: DiTWeights, x: Array, every: Array | None, taps: tuple[int, ...]) -> Output:
+        hidden = self._norm(x, params.norm, params.modulation)
+        logits = layer.vocabulary_logits(hidden, params.head) + params.head_bias.astype(jnp.float32)[None, None]
+        return Output(logits=logits, hidden=hidden, taps=tuple(every[i] for i in taps))

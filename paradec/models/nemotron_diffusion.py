@@ -24,7 +24,7 @@ from paradec.errors import InputError
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.cache import KVCache, KVDelta
 from paradec.models.transformer import Transformer, Weights
-from paradec.types import Denoiser, Model, Output, Rows
+from paradec.types import Denoiser, Model, Output, Rows, Sizes, Stacks
 
 
 @jax.tree_util.register_static
@@ -69,6 +69,18 @@ class NemotronDiffusion(Model, Denoiser):
     @property
     def dtype(self) -> str:
         return self.base.dtype
+
+    def sizes(self) -> Sizes:
+        """Those of the base."""
+        return self.base.sizes()
+
+    def stacks(self) -> Stacks:
+        """Those of the base."""
+        return self.base.stacks()
+
+    def first_layers(self, count: int) -> NemotronDiffusion:
+        """The same model with the first layers of its base."""
+        return dataclasses.replace(self, base=self.base.first_layers(count))
 
     def specs(self) -> Weights:
         """The parameter tree of the base."""

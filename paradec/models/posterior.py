@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from paradec import struct
-from paradec.types import Denoiser, Output, Rows, Spec
+from paradec.types import Denoiser, Output, Rows, Sizes, Spec
 
 TINY = 1e-30
 
@@ -29,6 +29,10 @@ class NoCache:
 
 class _Exact(Denoiser):
     """What both have in common as denoisers."""
+
+    def sizes(self) -> Sizes:
+        """The numbers that formulas need. `hidden` are the marginals."""
+        return Sizes(self.vocab_size, width=self.vocab_size)
 
     def init_cache(self, batch: int, slots: int) -> NoCache:
         """Nothing; a posterior needs the whole canvas."""

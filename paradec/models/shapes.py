@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from paradec.errors import UnknownName
+from paradec.models.block_diffusion import BlockDiffusion
+from paradec.models.experts import Experts
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
 
@@ -53,3 +56,15 @@ def shape(name: str) -> Transformer:
     if name not in SHAPES:
         raise UnknownName("model shape", name, SHAPES)
     return SHAPES[name]()
+
+
+def from_fields(fields: Mapping[str, Any]) -> Transformer:
+    """The structure with these fields, as JSON has them: rotations and experts as fields of their own."""
+    ropes = {k: Rope(**fields[k]) for k in ("rope", "local_rope") if fields.get(k) is not None}
+    parts = ropes | ({"experts": Experts(**fields["experts"])} if fields.get("experts") else {})
+    return Transformer(**dict(fields) | parts | {"sliding": tuple(fields.get("sliding", ()))})
+
+
+def denoiser(base: Any, block: int) -> BlockDiffusion:
+    """A block-diffusion denoiser on that structure, whose last token is the mask."""
+    return BlockDiffusion(base, mask_id=base.vocab_size - 1, block=block)

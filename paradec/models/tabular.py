@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from paradec import struct
-from paradec.types import Model, Output, Rows, Spec
+from paradec.types import Model, Output, Rows, Sizes, Spec, Stacks
 
 
 @struct.dataclass
@@ -54,6 +54,14 @@ class ConditionalTable(Model):
         """The parameter tree, a `Spec` at every leaf."""
         contexts = (self.vocab_size + 1) ** self.order
         return Table(logits=Spec((contexts, self.vocab_size), (None, "vocab"), self.spread))
+
+    def sizes(self) -> Sizes:
+        """The numbers that formulas need. `hidden` is the token, one-hot."""
+        return Sizes(self.vocab_size, width=self.vocab_size)
+
+    def stacks(self) -> Stacks:
+        """What the fields of the parameter tree are."""
+        return Stacks(lookup=("logits",))
 
     def forward(self, params: Table, token: Int[Array, "B T"], *, taps: tuple[int, ...] = (), **facts: Any) -> Output:
         """Whole sequences at once. The table is causal, so masks and other facts are refused."""

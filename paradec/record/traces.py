@@ -224,7 +224,7 @@ def claim(folder: Path, lm: LanguageModel, prompts: Sequence[Any], asked: Mappin
     if not prompts:
         raise InputError("There are no prompts to record; give at least one.")
     text = json.dumps(list(prompts)).encode()
-    model = {"model": lm.name, "model_digest": fingerprint(lm.params)}
+    model = {"model": lm.name, "model_digest": fingerprint(lm.model, lm.params)}
     mine = model | {"prompts": hashlib.sha256(text).hexdigest()[:16]} | dict(asked)
     path = folder / "recording.json"
     if not path.exists():

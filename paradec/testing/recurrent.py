@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from paradec import struct
 from paradec.ops.norm import rms_norm
 from paradec.ops.scan import tree_scan
-from paradec.types import Model, Output, Rows, Spec
+from paradec.types import Model, Output, Rows, Sizes, Spec, Stacks
 
 
 @struct.dataclass
@@ -86,6 +86,15 @@ class GatedRecurrence(Model):
         )
         table = Spec((V, D), ("vocab", "embed"), D**-0.5)
         return Weights(embed=table, layers=layers, norm=Spec((D,), (None,), "ones"), head=None if self.tied else table)
+
+    def sizes(self) -> Sizes:
+        """The numbers that formulas need."""
+        return Sizes(self.vocab_size, width=self.width, num_layers=self.num_layers, mlp_width=self.mlp_width)
+
+    def stacks(self) -> Stacks:
+        """What the fields of the parameter tree are."""
+        lookup = () if self.tied else ("embed",)
+        return Stacks(layers=(("layers", self.num_layers),), lookup=lookup, norm="norm")
 
     def forward(self, params: Weights, token: Int[Array, "B T"], *, taps: tuple[int, ...] = (), **facts: Any) -> Output:
         """Whole sequences at once. There is no mask to choose: a recurrence is causal, so other facts are refused."""

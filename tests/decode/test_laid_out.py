@@ -70,7 +70,7 @@ def test_each_part_of_the_layout_is_needed(monkeypatch):
         laid = SHAPE.laid_out(weights)
         return laid.replace(blocks=tuple(map(apart, laid.blocks)))
 
-    monkeypatch.setattr("paradec.models.transformer.held_back", lambda delta, x: delta)
+    monkeypatch.setattr("paradec.models.backbone.held_back", lambda delta, x: delta)
     loop.run.clear_cache()
     found = copied(*compiled_step("ar", 1, half))
     loop.run.clear_cache()

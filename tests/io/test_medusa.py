@@ -85,7 +85,7 @@ def test_what_we_write_has_the_published_names(tmp_path):
 def test_heads_decode_exactly(lm, tmp_path, temperature):
     """Untrained heads still guess something: the text is that of ar, and a file serves like heads in memory."""
     ids = np.arange(0, V, 2)
-    trained = random_heads(short_list=ids, facts={"base_digest": fingerprint(lm.params)})
+    trained = random_heads(short_list=ids, facts={"base_digest": fingerprint(lm.model, lm.params)})
     save_medusa(tmp_path / "h.safetensors", trained)
     ask = dict(max_new_tokens=24, temperature=temperature, batch_size=2)
     prompts = ["abc abc abc", "Hello, world", "x"]
@@ -172,8 +172,8 @@ def test_dtypes(tmp_path):
 
 def test_every_kind_of_weights_has_a_fingerprint():
     """Also those without a plain MLP: recurrences, tables, and mixtures in which experts are all there is."""
-    mixture = tiny_transformer(experts=Experts(count=4, width=16, top_k=2))[1]
-    kinds = [tiny_transformer()[1], mixture, tiny_recurrence()[1], tiny_table()[1]]
-    found = [fingerprint(weights) for weights in kinds]
-    assert [fingerprint(weights) for weights in kinds] == found
+    mixture = tiny_transformer(experts=Experts(count=4, width=16, top_k=2))
+    kinds = [tiny_transformer(), mixture, tiny_recurrence(), tiny_table()]
+    found = [fingerprint(*kind) for kind in kinds]
+    assert [fingerprint(*kind) for kind in kinds] == found
     assert len({*found}) == 4 and all(len(digest) == 16 for digest in found)

@@ -250,7 +250,9 @@ def test_a_filter_finds_its_block_on_a_whole_canvas():
 def trained(lm):
     network = ConfidenceFilter(BLOCK, 6)
     weights = params.init(network.specs(), jax.random.key(3))
-    return TrainedFilter(network, jax.device_get(weights), {"base": lm.name, "base_digest": fingerprint(lm.params)})
+    return TrainedFilter(
+        network, jax.device_get(weights), {"base": lm.name, "base_digest": fingerprint(lm.model, lm.params)}
+    )
 
 
 def test_a_file_read_back_is_the_same(lm, trained, tmp_path):
@@ -312,7 +314,9 @@ def test_from_a_command_to_a_decode(lm, tmp_path):
     for name in ("into", "bias", "out", "out_bias"):
         np.testing.assert_array_equal(getattr(found.weights, name), saved[f"average/{name}"])
         assert not np.array_equal(saved[f"average/{name}"], saved[f"trainable/{name}"]), "that is what is trained"
-    assert found.filter == ConfidenceFilter(BLOCK, 64) and found.facts["base_digest"] == fingerprint(lm.params)
+    assert found.filter == ConfidenceFilter(BLOCK, 64) and found.facts["base_digest"] == fingerprint(
+        lm.model, lm.params
+    )
     assert set(found.facts["metrics"]["filter"]) == {"0.5", "0.9", "0.96", "0.99"}
     assert found.facts["config"]["calls"]["block"] == BLOCK and "run" not in found.facts["config"]
     (result,) = lm.generate(PROMPTS[0], method="learned_filter", method_args={"filter": str(path)}, max_new_tokens=NEW)

@@ -17,12 +17,20 @@ from paradec.models import lora
 
 
 def taken_apart(stack: Any) -> tuple[Any, ...]:
-    """The layers of a stack, each with the leaves of the stack without the layer axis, and two of them apart.
-
-    `gate_up` becomes a tuple of its two matrices and `out` one matrix, "H·G·K D". Of numpy arrays all are views.
-    """
+    """The layers of a stack, each as its own `apart()` lays it out. Of numpy arrays all are views."""
     depth = len(jax.tree.leaves(stack)[0])
-    return tuple(_apart(_pick(stack, i)) for i in range(depth))
+    return tuple(_pick(stack, i).apart() for i in range(depth))
+
+
+def pair(both: Any) -> tuple[Any, Any] | None:
+    """The two matrices of a leaf that holds a pair of them, such as gate and up."""
+    return None if both is None else (_pick(both, 0), _pick(both, 1))
+
+
+def matrix(out: Any) -> Any:
+    """An output projection, "H G K D", as one matrix, "H*G*K D"."""
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    return out.replace(weight=flat(out.weight)) if lora.is_adapted(out) else flat(out)
 
 
 def in_turn(layer: Callable, x: Array, layers: tuple[Any, ...], each: PyTree) -> tuple[Array, PyTree]:
@@ -55,11 +63,3 @@ def held_back(delta: PyTree, x: Float[Array, "B M D"]) -> PyTree:
 
 def _pick(tree: PyTree, i: int) -> PyTree:
     return jax.tree.map(lambda x: x[i], tree)
-
-
-def _apart(w: Any) -> Any:
-    pair = lambda both: None if both is None else (_pick(both, 0), _pick(both, 1))
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    out = w.out.replace(weight=flat(w.out.weight)) if lora.is_adapted(w.out) else flat(w.out)
-    experts = None if w.experts is None else w.experts.replace(gate_up=pair(w.experts.gate_up))
-    return w.replace(out=out, gate_up=pair(w.gate_up), experts=experts)
