@@ -10,7 +10,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/p
 UNCHECKED := PARADEC_CHECKS=$${PARADEC_CHECKS:-0}
 NEED_NO_EXTRA := not oracle and not tpu
 
-.PHONY: help demo test slow test-all oracle harness tpu deep lint types check
+.PHONY: help demo test slow test-all times oracle harness tpu deep lint types check
 .SUFFIXES:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test      the quick tests, on the CPU, a few minutes"
 	@echo "make slow      the slow tests: more cases, more processes, more kills"
 	@echo "make test-all  both"
+	@echo "make times     measure every test (half an hour and more): which tests are slow comes from it"
 	@echo "make oracle    compare with torch and transformers (installs both)"
 	@echo "make harness   compare with the hf class of lm-evaluation-harness (installs that too)"
 	@echo "make tpu       compile for TPU pods with the real compiler (installs libtpu; Linux on x86-64)"
@@ -39,6 +40,16 @@ slow: .venv/.test
 	@$(UNCHECKED) $(PYTEST) -m "$(NEED_NO_EXTRA) and slow" $(ARGS) || [ $$? -eq 5 ]
 
 test-all: test slow
+
+# Into tests/times.json, also when tests fail (pytest's 1): one run, with the checks that the quick tests have and, as on a
+# CI machine, without a compiled program from before. `make times ARGS=tests/test_new.py` measures one file,
+# `make times ARGS=--collect-only` only drops what is there no more. Other runs add to the file PARADEC_TIMES names:
+# PARADEC_TIMES=tests/times.json bash .ci/run
+times: .venv/.test
+	@echo "Measuring the tests on $(CORES) processes"
+	@rm -rf .cache/times
+	@export PARADEC_TIMES=tests/times.json JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/times; \
+	  $(PYTEST) $(ARGS) || [ $$? -eq 1 ] || [ $$? -eq 5 ]
 
 oracle: .venv/.oracle
 	@echo "Running the comparisons with torch and transformers"

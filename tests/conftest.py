@@ -25,6 +25,8 @@ from jax._src import compiler  # jax has no public option for all compiles of a 
 
 from tests.quick import plain
 
+pytest_plugins = ["tests.times"]  # marks slow tests
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -79,14 +81,6 @@ if CHECKED:
     import jaxtyping
 
     jaxtyping.install_import_hook("paradec", f"{__name__}.check_signature")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, TPU compiles and slow tests: a file is one worker's work (`--dist loadfile`), and none
-    should end it alone."""
-    longest = [{item.path for item in items if item.get_closest_marker(kind)} for kind in ("tpu", "slow")]
-    items.sort(key=lambda item: next((i for i, paths in enumerate(longest) if item.path in paths), len(longest)))
 
 
 OPTIMIZED = (

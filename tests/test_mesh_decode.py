@@ -56,10 +56,7 @@ def on_mesh(drafter, rules, rows=8):
         return program(method, weights, state, jnp.int32(1000)), program
 
 
-EIGHT = [pytest.param(name, marks=[] if name == "prompt_lookup" else pytest.mark.slow) for name in DRAFTERS]
-
-
-@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_eight_devices_equal_one(name, alone):
     state, program = on_mesh(DRAFTERS[name], mesh.TENSOR)
     np.testing.assert_array_equal(np.asarray(state.tokens), alone)

@@ -177,7 +177,6 @@ def test_heads_do_not_look_into_the_next_document():
             assert learn[b, t] == (inside and wanted[b, min(ahead, learn.shape[1] - 1)])
 
 
-@pytest.mark.slow
 def test_self_distillation_holds_the_base_where_it_was():
     """Its loss is least, and its gradient 0, where the adapters change nothing; with text it is not."""
     pull = {}

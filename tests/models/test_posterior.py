@@ -39,7 +39,6 @@ def test_markov_posteriors_are_those_of_the_enumerated_law(parallel):
     assert np.abs(unlike).max() > 0.05, "what is settled changes nothing"
 
 
-@pytest.mark.slow
 def test_both_ways_of_passing_messages_agree_on_long_text():
     drawn, text = random_chain(jax.random.key(0), 24, 3, 200, accuracy=0.5)
     some = jnp.where(jax.random.uniform(jax.random.key(1), text.shape) < 0.3, text, 24)
