@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 UNCHECKED := PARADEC_CHECKS=$${PARADEC_CHECKS:-0}
 NEED_NO_EXTRA := not oracle and not tpu
+# Where torch is installed, these files import it to be left out.
+NO_TORCH := --ignore=tests/oracle
 
 .PHONY: help demo test slow test-all times oracle harness tpu deep lint types check
 .SUFFIXES:
@@ -31,13 +33,13 @@ demo: .venv/.run
 
 test: .venv/.test
 	@echo "Running the quick tests on $(CORES) processes"
-	@$(PYTEST) -m "$(NEED_NO_EXTRA) and not slow" $(ARGS)
+	@$(PYTEST) -m "$(NEED_NO_EXTRA) and not slow" $(NO_TORCH) $(ARGS)
 
 # pytest's 5 is "no test was selected". The checks of tests/conftest.py are left out here and below, for their time: most
 # of this is more cases of what the quick tests check. PARADEC_CHECKS=1 brings them back.
 slow: .venv/.test
 	@echo "Running the slow tests on $(CORES) processes"
-	@$(UNCHECKED) $(PYTEST) -m "$(NEED_NO_EXTRA) and slow" $(ARGS) || [ $$? -eq 5 ]
+	@$(UNCHECKED) $(PYTEST) -m "$(NEED_NO_EXTRA) and slow" $(NO_TORCH) $(ARGS) || [ $$? -eq 5 ]
 
 test-all: test slow
 

@@ -19,7 +19,10 @@ from paradec.testing import ragged_prompts, tiny_transformer
 
 MODEL, WEIGHTS = tiny_transformer(vocab_size=96)
 OTHER = tiny_transformer(seed=1, vocab_size=96)[1]
-PARAMS = {"target": WEIGHTS, "draft": jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, WEIGHTS, OTHER)}
+PARAMS = {
+    "target": WEIGHTS,
+    "draft": jax.tree.map(lambda a, b: jax.device_put(0.9 * np.asarray(a) + 0.1 * np.asarray(b)), WEIGHTS, OTHER),
+}
 PROMPT = ragged_prompts(0, MODEL.vocab_size, (21, 1, 2, 13, 17, 3, 8, 5))
 DRAFTERS = {
     "ar": NoDraft(),
