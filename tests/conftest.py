@@ -6,6 +6,7 @@ that starts JAX processes of its own sets XLA_FLAGS itself. Anything the caller 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -83,6 +84,14 @@ if CHECKED:
     jaxtyping.install_import_hook("paradec", f"{__name__}.check_signature")
 
 
+def pytest_collection_finish() -> None:
+    """Python's collector looks no more at what was imported (400,000 objects), and comes for every 10,000 new objects
+    instead of 700: jax does work of its own each time, and tracing makes many. It took up to a tenth of a test's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 OPTIMIZED = (
     "oracle",
     "test_explain.py",
@@ -119,12 +128,17 @@ def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Other tests compile many tiny programs and run each for a moment: optimisations would take most of it."""
     quickly = not {request.path.name, request.path.parent.name} & set(OPTIMIZED)
     if not quickly:
-        jax.clear_caches()  # of what other files compiled quickly
+        _forget_programs()  # of what other files compiled quickly
     _compile(quickly)
     yield quickly
     _compile(False)
     if not quickly or _memory_maps() > 20_000:
-        jax.clear_caches()
+        _forget_programs()
+
+
+def _forget_programs() -> None:
+    jax.clear_caches()
+    gc.collect()  # some hang on a circle of references
 
 
 def _memory_maps() -> float:
