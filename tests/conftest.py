@@ -86,7 +86,7 @@ if CHECKED:
 
 def pytest_collection_finish() -> None:
     """Python's collector looks no more at what was imported (400,000 objects), and comes for every 10,000 new objects
-    instead of 700: jax does work of its own each time, and tracing makes many. It took up to a tenth of a test's time."""
+    instead of 700: jax does work of its own each time, and tracing makes many. That took up to a tenth of all time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)

@@ -10,7 +10,6 @@ import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -59,4 +58,4 @@ def ragged_prompts(seed: int, vocab: int, lengths: tuple[int, ...] = LENGTHS, wi
     """Random prompts of these lengths, padded to `width` with random tokens: only lengths may say what is text."""
     shape = (len(lengths), max(lengths) + 3 if width is None else width)
     token = np.random.default_rng(seed).integers(vocab, size=shape)  # numpy: jax would compile each shape
-    return Prompt(token=jnp.asarray(token, jnp.int32), length=jnp.asarray(lengths, jnp.int32))
+    return Prompt(*jax.device_put((token.astype(np.int32), np.asarray(lengths, np.int32))))
