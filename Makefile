@@ -9,8 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 PYTEST := PYTHONDONTWRITEBYTECODE= JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 UNCHECKED := PARADEC_CHECKS=$${PARADEC_CHECKS:-0}
 NEED_NO_EXTRA := not oracle and not tpu
+# Where torch is installed, these files import it to be left out.
+NO_TORCH := --ignore=tests/oracle
 
-.PHONY: help demo test slow test-all oracle harness tpu deep lint types check
+.PHONY: help demo test slow test-all times oracle harness tpu deep lint types check
 .SUFFIXES:
 
 help:
@@ -18,6 +20,7 @@ help:
 	@echo "make test      the quick tests, on the CPU, a few minutes"
 	@echo "make slow      the slow tests: more cases, more processes, more kills"
 	@echo "make test-all  both"
+	@echo "make times     measure every test (half an hour and more): which tests are slow comes from it"
 	@echo "make oracle    compare with torch and transformers (installs both)"
 	@echo "make harness   compare with the hf class of lm-evaluation-harness (installs that too)"
 	@echo "make tpu       compile for TPU pods with the real compiler (installs libtpu; Linux on x86-64)"
@@ -30,15 +33,25 @@ demo: .venv/.run
 
 test: .venv/.test
 	@echo "Running the quick tests on $(CORES) processes"
-	@$(PYTEST) -m "$(NEED_NO_EXTRA) and not slow" $(ARGS)
+	@$(PYTEST) -m "$(NEED_NO_EXTRA) and not slow" $(NO_TORCH) $(ARGS)
 
 # pytest's 5 is "no test was selected". The checks of tests/conftest.py are left out here and below, for their time: most
 # of this is more cases of what the quick tests check. PARADEC_CHECKS=1 brings them back.
 slow: .venv/.test
 	@echo "Running the slow tests on $(CORES) processes"
-	@$(UNCHECKED) $(PYTEST) -m "$(NEED_NO_EXTRA) and slow" $(ARGS) || [ $$? -eq 5 ]
+	@$(UNCHECKED) $(PYTEST) -m "$(NEED_NO_EXTRA) and slow" $(NO_TORCH) $(ARGS) || [ $$? -eq 5 ]
 
 test-all: test slow
+
+# Into tests/times.json, also when tests fail (pytest's 1): one run, with the checks that the quick tests have and, as on a
+# CI machine, without a compiled program from before. `make times ARGS=tests/test_new.py` measures one file,
+# `make times ARGS=--collect-only` only drops what is there no more. Other runs add to the file PARADEC_TIMES names:
+# PARADEC_TIMES=tests/times.json bash .ci/run
+times: .venv/.test
+	@echo "Measuring the tests on $(CORES) processes"
+	@rm -rf .cache/times
+	@export PARADEC_TIMES=tests/times.json JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/times; \
+	  $(PYTEST) $(ARGS) || [ $$? -eq 1 ] || [ $$? -eq 5 ]
 
 oracle: .venv/.oracle
 	@echo "Running the comparisons with torch and transformers"

@@ -6,6 +6,7 @@ that starts JAX processes of its own sets XLA_FLAGS itself. Anything the caller 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ import pytest
 from jax._src import compiler  # jax has no public option for all compiles of a process
 
 from tests.quick import plain
+
+pytest_plugins = ["tests.times"]  # marks slow tests
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -81,12 +84,12 @@ if CHECKED:
     jaxtyping.install_import_hook("paradec", f"{__name__}.check_signature")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, TPU compiles and slow tests: a file is one worker's work (`--dist loadfile`), and none
-    should end it alone."""
-    longest = [{item.path for item in items if item.get_closest_marker(kind)} for kind in ("tpu", "slow")]
-    items.sort(key=lambda item: next((i for i, paths in enumerate(longest) if item.path in paths), len(longest)))
+def pytest_collection_finish() -> None:
+    """Python's collector looks no more at what was imported (400,000 objects), and comes for every 10,000 new objects
+    instead of 700: jax does work of its own each time, and tracing makes many. That took up to a tenth of all time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 OPTIMIZED = (
@@ -125,12 +128,17 @@ def _quick_compilation(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Other tests compile many tiny programs and run each for a moment: optimisations would take most of it."""
     quickly = not {request.path.name, request.path.parent.name} & set(OPTIMIZED)
     if not quickly:
-        jax.clear_caches()  # of what other files compiled quickly
+        _forget_programs()  # of what other files compiled quickly
     _compile(quickly)
     yield quickly
     _compile(False)
     if not quickly or _memory_maps() > 20_000:
-        jax.clear_caches()
+        _forget_programs()
+
+
+def _forget_programs() -> None:
+    jax.clear_caches()
+    gc.collect()  # some hang on a circle of references
 
 
 def _memory_maps() -> float:

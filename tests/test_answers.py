@@ -217,7 +217,6 @@ def test_from_the_shell(folder, lm, prompts, tmp_path, capfd):
     assert main([*command, "--resume"]) == 2 and "give --prompts FILE --out FILE" in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_sigkill_at_random_moments(folder, tmp_path):
     """With PARADEC_CASES, twenty kills."""
     prompts, out, whole = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "whole.jsonl"))

@@ -157,7 +157,6 @@ def test_trace_writes_a_page_and_a_figure(model, capsys, tmp_path):
     assert "prompt_lookup" in page.read_text() and figure.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_the_demo_draws_what_it_timed_or_had_timed(model, capsys, tmp_path, monkeypatch):
     figure = tmp_path / "demo.png"
     ask = ("demo", "--model", model, "--prompt", "-", "--max-new-tokens", 8, "--repeats", 2, "--png", figure)

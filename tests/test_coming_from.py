@@ -40,7 +40,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(paradec, "load", load)
 
 
-@pytest.mark.slow
 def test_the_python_lines(place):
     (first,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
     names: dict = {}
@@ -50,7 +49,6 @@ def test_the_python_lines(place):
         exec(line.replace("layers:4", "layers:1"), names)  # the small model has two
 
 
-@pytest.mark.slow
 def test_the_shell_lines(place, capsys):
     assert {code.split()[1] for code in SHELL} == {"generate", "compare"}
     for line in dict.fromkeys(SHELL):

@@ -72,7 +72,6 @@ def test_stream_grows(causal):
         assert after.token_ids[: before.new_tokens] == before.token_ids
 
 
-@pytest.mark.slow
 def test_compare_with_one_position_a_call(causal):
     lm = denoiser(causal)
     report = paradec.compare(lm, PROMPTS, ["threshold", "quota+freedave"], repeats=1, max_new_tokens=8, batch_size=2)

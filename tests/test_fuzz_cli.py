@@ -121,7 +121,6 @@ def test_some(folder, words):
     check(words)
 
 
-@pytest.mark.slow
 @settings(max_examples=200, **LOOSE)
 @given(words=argv())
 def test_hundreds(folder, words):

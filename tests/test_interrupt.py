@@ -88,14 +88,12 @@ def test_while_modules_are_loaded(work, seconds):
     check_command(work, "generate", seconds)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("command", "options"), [("generate", ()), ("compare", ("--methods", "ar,jacobi"))])
 def test_a_command_at_any_moment(work, command, options):
     for seconds in moments(command, longest=12):
         check_command(work, command, seconds, *options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Interrupted."), (signal.SIGTERM, "Terminated.")])
 def test_a_comparison_tells_what_it_has(work, tmp_path, number, word):
     """Once the first batch has all its rounds, its comparison is what a signal leaves."""
@@ -120,7 +118,6 @@ def test_a_comparison_tells_what_it_has(work, tmp_path, number, word):
     assert files["png"].read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob("*.partial*"))
 
 
-@pytest.mark.slow
 def test_a_command_that_ends_soon_leaves_what_was_there_or_all_of_it(tmp_path, monkeypatch):
     """Also where it is at writing, or ends by itself."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # compiles are what takes its time
@@ -142,7 +139,6 @@ def test_a_command_that_ends_soon_leaves_what_was_there_or_all_of_it(tmp_path, m
         assert out.read_text() == "old" or json.loads(out.read_text())["methods"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, os.EX_TEMPFAIL)])
 def test_training_at_any_moment(tmp_path, number, status):
     """SIGTERM saves what was learned; both leave nothing half."""

@@ -113,7 +113,6 @@ def test_unknown_method_and_option(lm):
         lm.generate("y", method="jacobi", method_args={"windows": 3})
 
 
-@pytest.mark.slow
 def test_a_draft_model_may_be_the_first_layers(lm, plain):
     rows = lm.generate(
         PROMPTS, method="draft_model", method_args={"draft": "layers:1"}, max_new_tokens=20, batch_size=4
@@ -301,7 +300,6 @@ def test_a_draft_model_of_another_tokenizer_is_refused(lm, tmp_path):
         lm.generate("y", method="draft_model", method_args={"draft": paradec.load(str(folder))})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "accept"), [(-7, "rejection"), (30, "match")])
 def test_a_draft_model_may_be_padded_otherwise(lm, plain, rows, accept):
     """Its table may have rows that mean nothing, or lack those that mean nothing in the target's."""

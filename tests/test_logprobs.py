@@ -41,11 +41,11 @@ def law(lm, ids):
     ("method", "args"),
     [
         ("lookahead", {}),
-        pytest.param("prompt_lookup", {}, marks=pytest.mark.slow),
-        pytest.param("ar", {}, marks=pytest.mark.slow),
-        pytest.param("jacobi", {}, marks=pytest.mark.slow),
-        pytest.param("draft_model", {"draft": "layers:1"}, marks=pytest.mark.slow),
-        pytest.param("draft_model", {"draft": "layers:1", "accept": "rejection"}, marks=pytest.mark.slow),
+        ("prompt_lookup", {}),
+        ("ar", {}),
+        ("jacobi", {}),
+        ("draft_model", {"draft": "layers:1"}),
+        ("draft_model", {"draft": "layers:1", "accept": "rejection"}),
     ],
 )
 def test_every_token_has_the_model_s_own(lm, method, args, sampling):
@@ -79,7 +79,7 @@ def canvas_law(lm, ids, result, call):
     ("method", "args", "sampling"),
     [
         ("quota", {"per_call": 3, "block": 6}, {}),
-        pytest.param("quota+credit", {"per_call": 2}, {"temperature": 0.7}, marks=pytest.mark.slow),
+        ("quota+credit", {"per_call": 2}, {"temperature": 0.7}),
     ],
 )
 def test_every_token_of_a_canvas_has_that_of_the_call_that_settled_it(lm, method, args, sampling):
@@ -103,7 +103,7 @@ def test_every_token_of_a_canvas_has_that_of_the_call_that_settled_it(lm, method
     assert [r.token_ids for r in results] == [r.token_ids for r in filler.generate(PROMPTS[:2], **ask, **sampling)]
 
 
-@pytest.mark.parametrize("raw", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("raw", [True, False])
 def test_a_score_is_the_law_of_the_continuation(lm, raw):
     """One result a pair, in batches of other lengths, in chunks, for text and for ids."""
     after = [" abc", " and all the others that there are, " * 12, "y", " one two"]

@@ -19,7 +19,10 @@ from paradec.testing import ragged_prompts, tiny_transformer
 
 MODEL, WEIGHTS = tiny_transformer(vocab_size=96)
 OTHER = tiny_transformer(seed=1, vocab_size=96)[1]
-PARAMS = {"target": WEIGHTS, "draft": jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, WEIGHTS, OTHER)}
+PARAMS = {
+    "target": WEIGHTS,
+    "draft": jax.tree.map(lambda a, b: jax.device_put(0.9 * np.asarray(a) + 0.1 * np.asarray(b)), WEIGHTS, OTHER),
+}
 PROMPT = ragged_prompts(0, MODEL.vocab_size, (21, 1, 2, 13, 17, 3, 8, 5))
 DRAFTERS = {
     "ar": NoDraft(),
@@ -56,10 +59,7 @@ def on_mesh(drafter, rules, rows=8):
         return program(method, weights, state, jnp.int32(1000)), program
 
 
-EIGHT = [pytest.param(name, marks=[] if name == "prompt_lookup" else pytest.mark.slow) for name in DRAFTERS]
-
-
-@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_eight_devices_equal_one(name, alone):
     state, program = on_mesh(DRAFTERS[name], mesh.TENSOR)
     np.testing.assert_array_equal(np.asarray(state.tokens), alone)

@@ -162,7 +162,6 @@ def close(many: dict[str, list], one: dict[str, list]) -> None:
     np.testing.assert_allclose(many["weights"], one["weights"], rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_that_share_a_data_row_train_what_one_does(tmp_path):
     """The mesh's only data row lies on both; packed rows too are the same in both."""
@@ -172,7 +171,6 @@ def test_two_processes_that_share_a_data_row_train_what_one_does(tmp_path):
         close(many, one)
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_four_processes_do_what_one_does(tmp_path):
     """Each has one device: every data row of 2 × 2 lies on two of them. PARADEC_CASES: each has its own, in 4 × 1."""
@@ -183,7 +181,6 @@ def test_four_processes_do_what_one_does(tmp_path):
         close(many, one) if job == "trained" else np.testing.assert_array_equal(many["tokens"], one["tokens"])
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_decode_record_and_answer_what_one_does(tmp_path):
     jobs = [["recorded"], ["decoded", "ar", 2, 2], ["decoded", "prompt_lookup", 1, 4]]

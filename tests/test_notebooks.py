@@ -63,7 +63,6 @@ def test_where_paradec_comes_from(installed, checkout, source, asked, error, tmp
 
 
 @pytest.mark.notebook
-@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(COLAB.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebook_runs(path, smollm2, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 import paradec
 from tests.fixtures import write_tiny_model
 
@@ -14,7 +12,6 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
-@pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path, monkeypatch):
     """On small models: a decoder for those that continue a text, the shipped diffusion model for the others."""
     monkeypatch.chdir(tmp_path)  # where the figure goes

@@ -167,7 +167,6 @@ def test_whatever_is_asked_ends_in_a_recipe_or_a_sentence(command):
     check(command)
 
 
-@pytest.mark.slow
 @given(commands())
 @settings(max_examples=max(800, CASES), **SETTINGS)
 def test_hundreds_of_commands_end_in_a_recipe_or_a_sentence(command):

@@ -144,7 +144,6 @@ def test_kinds():
         as_kind("x", 3.0, int)
 
 
-@pytest.mark.slow
 def test_odd_values_at_the_door(tmp_path):
     """Thousands of calls with values of any kind: an answer or a sentence, soon, and in little memory."""
     cases = os.environ.get("PARADEC_CASES", "400")

@@ -38,7 +38,6 @@ def test_one_position_a_call_is_right(lm):
     assert answers.accuracy >= 0.98
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "per_call"), [("replace_random", 3), ("shuffle", 2)])
 def test_more_a_call_cost_what_theory_says(lm, operation, per_call):
     source = Lists(rows=1500, seed=6, operations=[operation])

@@ -20,7 +20,7 @@ def golden():
     ("method", "options", "rows", "least"),
     [
         ("ar", {}, slice(0, 10), 1.0),
-        pytest.param("medusa", {"num_draft": 7}, slice(10, 20), 1.3, marks=pytest.mark.slow),  # with the shipped heads
+        ("medusa", {"num_draft": 7}, slice(10, 20), 1.3),  # with the shipped heads
     ],
 )
 def test_greedy_text_is_that_of_transformers(smollm2, golden, method, options, rows, least):
@@ -43,7 +43,6 @@ def alone(smollm2, golden):
     }, ask  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt_lookup", "jacobi", "lookahead"])
 def test_exact_on_real_text(smollm2, alone, method):
     """The same rows in a ragged batch under another method, greedy and sampled: the same tokens."""

@@ -79,7 +79,6 @@ def test_a_new_model_from_text_can_be_loaded(tmp_path):
     assert json.loads((tmp_path / "out" / "model" / "training.json").read_text()) == facts
 
 
-@pytest.mark.slow
 def test_a_base_or_a_tokenizer_of_the_same_name_that_became_another(tmp_path):
     base = Path(write_tiny_model(tmp_path / "base"))
     chats = chat_file(tmp_path / "c.jsonl", *[talk()] * 20)
@@ -94,7 +93,6 @@ def test_a_base_or_a_tokenizer_of_the_same_name_that_became_another(tmp_path):
         program("lm").main(config)
 
 
-@pytest.mark.slow
 def test_adapters_are_trained_and_merged(tmp_path, tiny):
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
     chats = tmp_path / "chats.jsonl"
@@ -233,7 +231,6 @@ def test_a_tokenizer_larger_than_the_model(tmp_path, tiny):
         program("lm").main(small(lm_configs.tiny(), tmp_path / "out", base=tiny, data=data))
 
 
-@pytest.mark.slow
 def test_heads_from_a_command_to_a_comparison(tmp_path, tiny, capsys):
     said = tmp_path / "said.jsonl"
     said.write_text('{"turns": ["abc", "Hello"]}')
@@ -270,7 +267,6 @@ def test_a_base_of_the_other_kind(tmp_path, tiny):
         program("learned_filter").main(config)
 
 
-@pytest.mark.slow
 def test_a_diffusion_model_of_lists_is_trained_loaded_and_asked(tmp_path):
     """On eight devices; then the program that holds such models against theory."""
     data = masked_configs.Data(items=3)

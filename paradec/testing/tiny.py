@@ -10,7 +10,6 @@ import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -25,13 +24,13 @@ LENGTHS = (21, 1, 2, 13, 17)  # a prompt of one token has no prefill at all, one
 
 def drawn(specs: PyTree, seed: int) -> PyTree:
     """Parameters as `params.init` would make them, but numpy's random numbers: jax compiles the draw of every other
-    tree of shapes anew, which takes longer than most tests of a tiny model."""
+    tree of shapes anew, which takes longer than most tests of a tiny model. (`jnp.asarray` compiles a copy of each.)"""
 
     def leaf(path: tuple, spec: Spec) -> Array:
         if isinstance(spec.init, str):
-            return jnp.asarray(np.full(spec.shape, {"ones": 1, "zeros": 0}[spec.init], spec.dtype))
+            return jax.device_put(np.full(spec.shape, {"ones": 1, "zeros": 0}[spec.init], spec.dtype))
         normal = np.random.default_rng([seed, zlib.crc32(params.name(path).encode())]).standard_normal(spec.shape)
-        return jnp.asarray((spec.init * normal).astype(np.float32).astype(spec.dtype))
+        return jax.device_put((spec.init * normal).astype(np.float32).astype(spec.dtype))
 
     return jax.tree.map_with_path(leaf, specs, is_leaf=params.is_spec)
 
@@ -59,4 +58,4 @@ def ragged_prompts(seed: int, vocab: int, lengths: tuple[int, ...] = LENGTHS, wi
     """Random prompts of these lengths, padded to `width` with random tokens: only lengths may say what is text."""
     shape = (len(lengths), max(lengths) + 3 if width is None else width)
     token = np.random.default_rng(seed).integers(vocab, size=shape)  # numpy: jax would compile each shape
-    return Prompt(token=jnp.asarray(token, jnp.int32), length=jnp.asarray(lengths, jnp.int32))
+    return Prompt(*jax.device_put((token.astype(np.int32), np.asarray(lengths, np.int32))))

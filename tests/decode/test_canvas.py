@@ -33,10 +33,7 @@ def method(case, names="threshold", options=None, **rest):
     return compose(target, names, {"tau": 0.4} if options is None else options, **(how | rest)), params
 
 
-QUICK = ("whole", "dual", "sub-block, shifted")
-
-
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES])
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     return request.param
 
@@ -101,7 +98,6 @@ def test_blocks_of_one_are_autoregressive_decoding(temperature):
         same(right, decode(compose(target, "quota", cache=cache), params, temperature=temperature))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "options"), [(1, {}), (3, {"shift": True}), (3, {"grid": "prompt"})], ids=str)
 def test_the_block_cache_is_exact(layers, options):
     target, params = denoiser(layers, block=8, **options)
@@ -114,7 +110,6 @@ def test_the_block_cache_is_exact(layers, options):
     same(right, whole)  # sub-blocks as long as the block
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("cache", ["dual", "prefix"])
 def test_caches_are_exact_for_one_layer_and_not_for_more(cache, shift):
@@ -159,7 +154,6 @@ def test_rows_wait_only_where_asked():
     assert cost[True].sum() < cost[False].sum()
 
 
-@pytest.mark.slow
 def test_waiting_costs_little():
     """Eight rows with an opening call each block: at most 1.4 times a row alone, waits counted; free-running, more."""
     target, params = denoiser(shift=False)
@@ -198,10 +192,7 @@ def test_rows_stop_at_the_first_end_of_text_and_late_is_last():
                 assert at[b, s] == max(at[b, block : min(block + 8, int(late.length[b]))])
 
 
-SLOWER = [pytest.param(cache, marks=pytest.mark.slow) for cache in ("dual", "prefix")]
-
-
-@pytest.mark.parametrize("cache", ["block", *SLOWER])
+@pytest.mark.parametrize("cache", ["block", "dual", "prefix"])
 def test_shadow_rows_stay_inside_a_canvas_without_slack(cache):
     """Slots as many as the attention's blocks hold: what a call computes beside the canvas must not reach the cache."""
     target, params = denoiser(2, block=8) if cache == "block" else denoiser(1)  # where these caches are exact

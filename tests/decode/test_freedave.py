@@ -34,11 +34,7 @@ def pair(names, options, drafts, **rest):
     return on_chain(names, options, **rest), on_chain(names + "+freedave", options | {"drafts": drafts}, **rest)
 
 
-LONG = list(RULES)[1:]
-"""Programs that take many seconds to compile."""
-
-
-@pytest.mark.parametrize("names", [*list(RULES)[:1], *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)])
+@pytest.mark.parametrize("names", RULES)
 def test_the_texts_of_its_base(names):
     plain, fast = pair(names, RULES[names], 4)
     same(plain, fast, stamps=False)
@@ -54,7 +50,6 @@ def test_one_draft_is_the_base_itself():
     same(*pair("threshold", {}, 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("names", ["eb", "entropy", "factor", "klass", "hierarchical", "prophet+threshold"])
 def test_every_deterministic_rule(names):
     plain, fast = pair(names, {}, 3)
@@ -71,7 +66,7 @@ CACHES = {
 }
 
 
-@pytest.mark.parametrize("name", ["whole", *(pytest.param(n, marks=pytest.mark.slow) for n in list(CACHES)[1:])])
+@pytest.mark.parametrize("name", CACHES)
 def test_a_transformer_under_every_cache(name):
     model, how = CACHES[name]
     target, params = denoiser(2, **model)
@@ -83,7 +78,6 @@ def test_a_transformer_under_every_cache(name):
         assert (fast.calls <= plain.calls).all() and fast.calls.sum() < plain.calls.sum()
 
 
-@pytest.mark.slow
 def test_a_mixture_of_experts():
     base, weights = tiny_transformer(0, num_layers=2, experts=Experts(4, 16, 2))
     weights = weights.replace(norm=weights.norm * 3.0)
@@ -100,7 +94,6 @@ MUTANTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(monkeypatch, name):
     """A chain that is followed although guess and truth differ gives other texts."""
@@ -121,8 +114,7 @@ CASES = int(os.environ.get("PARADEC_CASES", "24"))
 MANY = pytest.mark.skipif("PARADEC_CASES" not in os.environ, reason="takes PARADEC_CASES=1000")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [*LONG, *(pytest.param(n, marks=MANY) for n in list(RULES)[:2])])
+@pytest.mark.parametrize("names", [*list(RULES)[1:], *(pytest.param(n, marks=MANY) for n in list(RULES)[:2])])
 @pytest.mark.parametrize("rows", [8, pytest.param(1, marks=MANY)])
 @pytest.mark.usefixtures("compiled_as_users_do")
 def test_random_cases(names, rows):

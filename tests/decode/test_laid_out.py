@@ -49,19 +49,19 @@ def copied(text, shapes):
     ("name", "batch"),
     [
         ("ar", 1),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ar", 8), ("jacobi", 1), ("draft_model", 1))),
+        ("ar", 8),
+        ("jacobi", 1),
+        ("draft_model", 1),
     ],
 )
 def test_a_step_copies_no_weight_and_no_cache(name, batch):
     assert copied(*compiled_step(name, batch, SHAPE.laid_out)) == []
 
 
-@pytest.mark.slow
 def test_layers_of_a_stack_are_copied():
     assert "dynamic-slice f32[1,192,3,5,64]" in copied(*compiled_step("ar", 1, lambda weights: weights))
 
 
-@pytest.mark.slow
 def test_each_part_of_the_layout_is_needed(monkeypatch):
     """Gate and up as one array, the output projection as the stack has it, a cache that may be written at any time."""
 

@@ -48,8 +48,6 @@ DRAFTERS = {
 }
 HEADS, TREE = MedusaHeads(num_heads=2, width=32), best_first(0.5 ** np.indices((2, 24)).sum(0), 40)
 PER_ROW = ("oracle", "adversary", "tree", "taps")
-SLOW = {("transformer", name) for name in ("draft, own noise", "unrelated draft", "random", "medusa", "taps")}
-SLOW |= {("recurrence", name) for name in DRAFTERS if name not in ("draft", "tree")}
 
 
 def other(model):
@@ -80,11 +78,7 @@ class Case:
         return self.method(text)
 
 
-CASES = [
-    pytest.param((target, name), id=f"{target}-{name}", marks=[pytest.mark.slow] if (target, name) in SLOW else [])
-    for target in TARGETS
-    for name in DRAFTERS
-]
+CASES = [pytest.param((target, name), id=f"{target}-{name}") for target in TARGETS for name in DRAFTERS]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -144,14 +138,12 @@ def test_the_cache_after_a_decode_is_that_of_a_fresh_prefill():
         np.testing.assert_allclose(state.cache.v[:, b, :, :n], fresh.cache.v[:, b, :, :n], atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tree"])
 def test_the_step_by_hand_without_jit(name):
     case = Case("transformer", name)
     laws.loops(case.params, case.fixed(), PROMPT, by_hand=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_row_alone_in_a_batch_of_one(target):
     case = Case(target, "lookahead")
@@ -170,7 +162,7 @@ def test_other_values_do_not_trace_again():
     laws.one_trace(calls)
 
 
-@pytest.mark.parametrize("name", ["ar", pytest.param("tree", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ar", "tree"])
 def test_the_cache_stays_in_place(name):
     case = Case("transformer", name)
     laws.memory(case.params, case.method(jnp.zeros((4, 4096), jnp.int32)))

@@ -59,7 +59,6 @@ def test_a_wrong_tree_is_not_exact(wrap):
         exactness(wrap, drafter=lambda text: RandomTree(text, VOCAB))
 
 
-@pytest.mark.slow
 def test_a_write_that_slides_is_not_exact():
     """Seen only in the last dozen tokens of a full canvas, by a wide draft that is refused."""
     wide = lambda text: Oracle.of(text, 12, VOCAB, accuracy=0.0)

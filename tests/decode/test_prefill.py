@@ -35,10 +35,7 @@ METHODS = {
 }
 
 
-SLOW = ("recurrence", "draft model", "block diffusion")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in METHODS])
+@pytest.mark.parametrize("name", METHODS)
 def test_chunks_of_any_length_give_the_same_text(name):
     method, params = METHODS[name]()
     prompt = ragged_prompts(2, VOCAB, LENGTHS, width=SLOTS)

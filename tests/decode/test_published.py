@@ -84,7 +84,6 @@ def test_a_drawn_token_is_judged_by_its_own_probability(logits):
     assert parallel, "one position a call proves little"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [1.0, 2.0])
 def test_freedave_under_a_prefix_cache_computes_the_published_rows(sharpness):
     target, params = denoiser(2)

@@ -10,7 +10,6 @@ from paradec.evals.parallelbench.exact import sweep
 from tests.fixtures import write_tiny_model
 
 
-@pytest.mark.slow
 def test_the_sweep_is_theory_where_there_is_one(tmp_path, capsys):
     out, png = tmp_path / "points.json", tmp_path / "points.png"
     args = ["--items", "4", "--operations", "replace", "--rules", "random,threshold", "--decodes", "1000"]

@@ -29,7 +29,6 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_every_rule_has_its_row(rules, model, tmp_path, capsys):
     """A random model is never right: all settings are as good as static decoding, and the fewest calls win."""
     run = rules.Run("padded", model, tmp_path / "rules.json", rows=3, block=8, rules=("quota", "threshold"))
@@ -58,7 +57,6 @@ def test_every_part_that_selects_is_swept():
     )
 
 
-@pytest.mark.slow
 def test_hidden_markov_counts_calls():
     """FreeDave keeps static decoding's text in fewer calls; a bold threshold keeps neither."""
     markov = program("hidden_markov", "infer")

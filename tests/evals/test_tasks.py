@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from paradec.errors import InputError, UnknownName
 from paradec.evals.parallelbench import metrics, tasks, words
@@ -297,6 +296,8 @@ def test_order_is_what_scipy_says(settled):
     if len(set(settled)) == 1:
         assert found == metrics.Order(0.0, 0.0)
         return
+    from scipy import stats  # a second to import
+
     place = range(len(settled))
     np.testing.assert_allclose(found.kendall, stats.kendalltau(settled, place).statistic, atol=1e-12)
     np.testing.assert_allclose(found.spearman, stats.spearmanr(settled, place).statistic, atol=1e-12)

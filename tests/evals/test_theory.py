@@ -86,8 +86,8 @@ def decoded(operation, items, per_calls, decodes, temperature=1.0, names="quota"
 
 
 MANY = pytest.mark.skipif("PARADEC_CASES" not in os.environ, reason="takes PARADEC_CASES=1000")
-REST = [pytest.param(n, marks=[pytest.mark.slow, MANY]) for n in (5, 6, 7)]
-BIG = [4, pytest.param(8, marks=pytest.mark.slow), *REST]
+REST = [pytest.param(n, marks=MANY) for n in (5, 6, 7)]
+BIG = [4, 8, *REST]
 
 
 @pytest.mark.parametrize("operation", RANDOM)

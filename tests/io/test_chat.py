@@ -228,7 +228,7 @@ def survives(template: str) -> None:
 
 
 @linux
-@pytest.mark.parametrize("cases", [50, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [50, 1000])
 def test_any_program(cases: int, soon: Renderer) -> None:
     quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     settings(max_examples=cases, deadline=None, database=None, suppress_health_check=quiet)(given(programs)(survives))()

@@ -78,7 +78,6 @@ def test_nothing_but_damage_is_no_new_beginning(tmp_path):
     assert restored(tmp_path, like) is None, "and once more is one"
 
 
-@pytest.mark.slow
 def test_every_flipped_bit_is_seen_or_harmless(tmp_path, caplog):
     """A byte in each quarter of every file of the newest step. What comes back is that step or the one before it."""
     like, whole, caught = saved(tmp_path / "kept"), raw(state(2)), 0

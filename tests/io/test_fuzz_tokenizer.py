@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_vast_allocation")
 HI = [{"role": "user", "content": "Hi"}]
 ODD = (None, True, -1, 0, 300, 10**40, 0.5, "", "the", "\ud800", [], [1], ["x"], {}, {"a": 1}, {"1": 2})
 quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-CASES = [30, pytest.param(1000, marks=pytest.mark.slow)]
+CASES = [30, 1000]
 FILES = {
     "tokenizer_config": [
         *("tokenizer_class", "bos_token", "eos_token", "unk_token", "pad_token", "image_token", "added_tokens_decoder"),

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("no_vast_allocation")
 
 # A deadline, so that a loop over a damaged count fails the test instead of stopping it.
 fuzz = settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.too_slow], database=None)
-CASES = pytest.mark.parametrize("cases", [20, pytest.param(200, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [20, 200])
 
 
 @st.composite

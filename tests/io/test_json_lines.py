@@ -148,6 +148,5 @@ def test_any_file(tmp_path: Path) -> None:
     check_any_file(CASES, tmp_path / "any.jsonl")
 
 
-@pytest.mark.slow
 def test_thousands_of_files(tmp_path: Path) -> None:
     check_any_file(25 * CASES, tmp_path / "any.jsonl")

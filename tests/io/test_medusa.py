@@ -81,7 +81,7 @@ def test_what_we_write_has_the_published_names(tmp_path):
     assert set(load_file(tmp_path / "h.safetensors")) == want | {"0.2.weight", "1.2.weight"}
 
 
-@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_heads_decode_exactly(lm, tmp_path, temperature):
     """Untrained heads still guess something: the text is that of ar, and a file serves like heads in memory."""
     ids = np.arange(0, V, 2)

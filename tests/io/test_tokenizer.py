@@ -37,7 +37,6 @@ def test_smollm2_cuts_as_llamacpp(smollm2: Tokenizer) -> None:
         assert smollm2.decode(ids, special=True) == text
 
 
-@pytest.mark.slow
 def test_gemma3_cuts_as_llamacpp() -> None:
     gemma3 = Tokenizer.from_gguf(read_metadata(real_model("gemma3-270m", download=False)))
     for text, ids in zip(GOLDEN["texts"], GOLDEN["gemma3-270m"], strict=True):

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import jax
-import pytest
 
 from paradec import params
 from paradec.data import chain
@@ -73,7 +72,6 @@ def count(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.slow
 def test_kills_change_no_bit(tmp_path):
     """At random moments, every other one inside a save. PARADEC_CASES: twenty kills.
 

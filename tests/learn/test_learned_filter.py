@@ -302,7 +302,6 @@ def test_what_does_not_fit_is_refused(lm, trained, tmp_path):
         load_filter(path)
 
 
-@pytest.mark.slow
 def test_from_a_command_to_a_decode(lm, tmp_path):
     """On eight devices; a second start finds every stage done."""
     calls = configs.Calls(items=4, prompts=12, new_tokens=11, block=BLOCK, batch=4, held_out=3)

@@ -157,9 +157,7 @@ class HeldBack(list):
 
 
 # The first batch of all is the one that is compiled by; then each evaluation has three.
-@pytest.mark.parametrize(
-    ("after", "at"), [pytest.param(2, 6, marks=pytest.mark.slow), (6, 12), pytest.param(7, 12, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("after", "at"), [(2, 6), (6, 12), (7, 12)])
 def test_an_evaluation_is_given_up_when_the_run_must_go(tmp_path, straight, after, at):
     """Whoever goes on makes up for it."""
     batches = list(chain.HeldOut(Markov(16, 13, 24, seed=0), 8))
@@ -290,7 +288,6 @@ def test_data_that_ends(tmp_path):
         fit(tmp_path, data=Short())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rules", [mesh.TENSOR, mesh.FSDP], ids=["tensor", "fsdp"])
 def test_eight_devices_equal_one(tmp_path, straight, rules):
     """Also: what eight devices saved, one goes on with."""

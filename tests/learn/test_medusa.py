@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_the_formula():
     *_, batch = world(0.3)
     batch = batch.replace(learn=jnp.asarray(np.random.default_rng(1).random((ROWS, LENGTH)) < 0.6))
     short, weights = listing(range(0, VOCAB, 2)), params.init(HEADS.specs(), jax.random.key(0))
-    got = Medusa1(HEADS, decay=0.5)(weights, short, batch, jax.random.key(0))
+    got = jax.jit(Medusa1(HEADS, decay=0.5))(weights, short, batch, jax.random.key(0))
     total, count, hits = 0.0, [0, 0], [0, 0]
     token, wanted, hidden = (np.asarray(x) for x in (batch.token, batch.learn, batch.hidden))
     for k in (0, 1):
@@ -151,13 +151,13 @@ def test_both_losses_are_those_of_their_formulas():
     got = jax.jit(objective)(trainable, frozen, batch, jax.random.key(0))
     model = objective.model
     whole = lora.merged(base)
-    plain = NextToken(model)(whole, jax.tree.map(lambda x: None, whole), batch, jax.random.key(0))
+    plain = jax.jit(NextToken(model))(whole, jax.tree.map(lambda x: None, whole), batch, jax.random.key(0))
     np.testing.assert_allclose(got.weight, plain.weight)
     np.testing.assert_allclose(got.sums["base"].sum, plain.total, rtol=1e-4)
-    hidden = model.forward(whole, batch.token, segment=batch.segment).hidden
+    hidden = jax.jit(model.forward)(whole, batch.token, segment=batch.segment).hidden
     read = HeadBatch(hidden=hidden, token=batch.token, learn=batch.learn, segment=batch.segment)
     short = ShortList(token=frozen["short"], table=model.unembed(whole)[frozen["short"]])
-    first = Medusa1(objective.heads, 0.5)(trainable["heads"], short, read, jax.random.key(0))
+    first = jax.jit(Medusa1(objective.heads, 0.5))(trainable["heads"], short, read, jax.random.key(0))
     wanted = plain.total + 0.3 * plain.weight * first.total / first.weight
     np.testing.assert_allclose(got.total, wanted, rtol=1e-4)
 
@@ -177,7 +177,6 @@ def test_heads_do_not_look_into_the_next_document():
             assert learn[b, t] == (inside and wanted[b, min(ahead, learn.shape[1] - 1)])
 
 
-@pytest.mark.slow
 def test_self_distillation_holds_the_base_where_it_was():
     """Its loss is least, and its gradient 0, where the adapters change nothing; with text it is not."""
     pull = {}

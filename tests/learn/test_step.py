@@ -69,13 +69,12 @@ def test_micro_batches_add_up_to_the_batch(micro):
 
 def test_the_loss_is_the_mean_over_what_is_learned():
     objective, state, frozen = start()
-    batch, forward = text(), jax.jit(objective.model.forward)
+    batch, law_of = text(), jax.jit(lambda w, t: jax.nn.log_softmax(objective.model.forward(w, t).logits[0]))
     total = count = hits = 0.0
     for b in range(8):
         for s in (0, 1):  # each document on its own: nothing of the other may be seen
             at = np.flatnonzero(np.asarray(batch.segment[b]) == s)
-            logits = forward(state.trainable, batch.token[b : b + 1, at[0] : at[-1] + 1]).logits[0]
-            law = np.asarray(jax.nn.log_softmax(logits))
+            law = np.asarray(law_of(state.trainable, np.asarray(batch.token)[b : b + 1, at[0] : at[-1] + 1]))
             for i, t in enumerate(at[1:]):
                 if batch.learn[b, t]:
                     token = int(batch.token[b, t])

@@ -55,7 +55,7 @@ def model():
 def test_forward_is_the_slow_one(model, mask):
     _, weights, noisy, _ = model
     at = np.arange(T) // getattr(mask, "size", T)
-    found = BASE.forward(weights, noisy, mask=mask)
+    found = jax.jit(BASE.forward)(weights, noisy, mask=mask)
     for row in range(2):
         right = forward(published(), np.asarray(noisy[row]), at[:, None] >= at[None])
         np.testing.assert_allclose(found.logits[row], right, atol=1e-5)

@@ -27,7 +27,7 @@ def test_markov_posteriors_are_those_of_the_enumerated_law(parallel):
     drawn, _ = random_chain(jax.random.key(3), V, 2, S, sharpness=0.5, accuracy=0.6)
     model = HiddenMarkov(V, parallel)
     token = np.asarray([[V, 2, V, V, 1], [V, V, V, V, V]])
-    found = np.asarray(model.marginals(drawn, jnp.asarray(token)))
+    found = np.asarray(jax.jit(model.marginals)(drawn, jnp.asarray(token)))
     for b in range(2):
         # A settled token replaces the evidence of its place.
         known = token[b] != V
@@ -39,7 +39,6 @@ def test_markov_posteriors_are_those_of_the_enumerated_law(parallel):
     assert np.abs(unlike).max() > 0.05, "what is settled changes nothing"
 
 
-@pytest.mark.slow
 def test_both_ways_of_passing_messages_agree_on_long_text():
     drawn, text = random_chain(jax.random.key(0), 24, 3, 200, accuracy=0.5)
     some = jnp.where(jax.random.uniform(jax.random.key(1), text.shape) < 0.3, text, 24)
@@ -52,9 +51,9 @@ def test_what_cannot_be_answers_with_the_prior():
     never = jnp.asarray([[0.0, 1.0], [0.0, 1.0]])  # token 0 never follows anything
     chain = Chain(start=jnp.asarray([0.5, 0.5]), transition=never)
     for parallel in (True, False):
-        model = HiddenMarkov(2, parallel)
-        impossible = model.marginals(chain, jnp.asarray([[2, 0, 2]]))
-        np.testing.assert_allclose(impossible, model.marginals(chain, jnp.asarray([[2, 2, 2]])), atol=1e-6)
+        posterior = jax.jit(HiddenMarkov(2, parallel).marginals)
+        impossible = posterior(chain, jnp.asarray([[2, 0, 2]]))
+        np.testing.assert_allclose(impossible, posterior(chain, jnp.asarray([[2, 2, 2]])), atol=1e-6)
     table = Texts(text=jnp.asarray([[0, 1], [1, 0]]), weight=jnp.asarray([0.25, 0.75]))
     wrong = JointTable(2).marginals(table, jnp.asarray([[1, 1], [2, 2], [0, 2]]))
     np.testing.assert_allclose(wrong[0], wrong[1], atol=1e-6)

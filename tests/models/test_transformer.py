@@ -41,7 +41,7 @@ SPLITS = {
     "chain": ({}, True),
     "trees": ({}, False),
     "sliding windows in trees": (GEMMA | SLIDING, False),
-    "biases and as many key heads": pytest.param(QWEN, False, marks=pytest.mark.slow),
+    "biases and as many key heads": (QWEN, False),
 }
 
 
@@ -176,7 +176,6 @@ def test_bfloat16_runs_and_stays_near(plain):
         assert float(jnp.std(logits - want) / jnp.std(want)) < 0.05
 
 
-@pytest.mark.slow
 def test_remat_changes_no_gradient(plain):
     model, weights, _ = plain
 

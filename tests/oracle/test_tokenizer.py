@@ -95,7 +95,6 @@ def test_template_language(template: str, from_gguf: Tokenizer, theirs: Any) -> 
         assert mine.chat(chat) == wanted
 
 
-@pytest.mark.slow
 def test_gemma3() -> None:
     path = real_model("gemma3-270m", download=False)
     mine = Tokenizer.from_gguf(read_metadata(path))
