@@ -266,9 +266,9 @@ class Sizes:
 class Stacks:
     """What the fields of a model's parameter tree are, by their names.
 
-    `layers` are the subtrees whose leaves lead with a layer axis, in the order in which they run, each with its number
-    of layers. `lookup` are tables of which a token reads one row: no matrix product reads them. `norm` is the norm
-    before the vocabulary head.
+    `layers` are the subtrees whose leaves lead with a layer axis, each with its number of layers; where one runs after
+    the other, in that order. `lookup` are tables of which a token reads one row: no matrix product reads them. `norm`
+    is the norm before the vocabulary head.
     """
 
     layers: tuple[tuple[str, int], ...] = ()
