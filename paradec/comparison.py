@@ -146,7 +146,7 @@ class Runner:
 
 
 @dataclasses.dataclass
-class Run:
+class ComparisonRun:
     """A comparison under way. It can be reported after any cell, by arithmetic alone: an interrupt leaves no time."""
 
     lm: LanguageModel
@@ -167,7 +167,7 @@ class Run:
         return [*itertools.product(self.starts, (COLD, *range(self.repeats)), self.runners)]
 
     def do(self, first: int, turn: int, name: str) -> None:
-        """Run one cell. It is there when all of it is done."""
+        """ComparisonRun one cell. It is there when all of it is done."""
         runner, rows = self.runners[name], range(len(self.encoded))[first : first + self.base.batch_size]
         batch = [self.encoded[row] for row in rows]
         if turn == COLD:
@@ -252,7 +252,7 @@ def compare(
         ask = dataclasses.replace(base, method=method)
         exact = composition.promises(method, args.get(name, {}), max(base.every("temperature")))
         runners[name] = Runner(ask, lm.decoder(ask, args.get(name)), exact)
-    run = Run(lm, base, given, [lm.encode(p, **base.reading) for p in given], runners, plain, repeats)
+    run = ComparisonRun(lm, base, given, [lm.encode(p, **base.reading) for p in given], runners, plain, repeats)
     try:
         for cell in track(run.work()):
             run.do(*cell)

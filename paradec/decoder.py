@@ -22,7 +22,7 @@ from paradec.types import DecodeState, Prompt
 
 
 @dataclasses.dataclass(eq=False)
-class Program:
+class CompiledProgram:
     """A compiled function, and how many turns of it the device is asked for at once (see `loop.Pace`)."""
 
     call: Callable[..., Any]
@@ -40,7 +40,7 @@ class Decoder:
     name: str
     method: Method
     params: PyTree
-    compiled: dict[Any, Program] = dataclasses.field(default_factory=dict, repr=False)
+    compiled: dict[Any, CompiledProgram] = dataclasses.field(default_factory=dict, repr=False)
     compile_seconds: float = 0.0
     layouts: dict[str, tuple[PyTree, PyTree]] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -103,7 +103,7 @@ class Decoder:
             check()
             begin = time.perf_counter()
             with precision(self.params):
-                self.compiled[key] = Program(fn.lower(*args, **static).compile())
+                self.compiled[key] = CompiledProgram(fn.lower(*args, **static).compile())
             self.compile_seconds += time.perf_counter() - begin
         return self.compiled[key]
 

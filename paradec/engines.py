@@ -17,7 +17,7 @@ from paradec.decode.canvas_cache import POLICIES
 from paradec.decode.loop import bucket
 from paradec.decode.seams import Method, Region
 from paradec.decode.speculative import speculative
-from paradec.decode.unmasking.regions import Blocks, Everything
+from paradec.decode.unmasking.regions import Everything, FixedBlocks
 from paradec.errors import InputError, UnknownName
 from paradec.system import Option, System
 from paradec.types import Denoiser, Model
@@ -174,13 +174,13 @@ class CanvasEngine(Engine):
 
 
 def blocks(target: Denoiser, size: int | None) -> Region:
-    """Blocks of this size, or, of None, the model's own; the whole answer where it has none."""
+    """FixedBlocks of this size, or, of None, the model's own; the whole answer where it has none."""
     if size is None and not target.block:
         return Everything()
     size = target.block if size is None else check_block(size)
     if target.block and target.block % size:
-        raise InputError(f"Blocks of {size} do not divide the model's blocks of {target.block}.")
-    return Blocks(size, target.grid if target.block else "prompt")
+        raise InputError(f"FixedBlocks of {size} do not divide the model's blocks of {target.block}.")
+    return FixedBlocks(size, target.grid if target.block else "prompt")
 
 
 def check_block(size: int) -> int:

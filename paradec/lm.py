@@ -17,7 +17,7 @@ from paradec import components, composition, engines, methods
 from paradec.decode import loop
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.score import score
-from paradec.decoder import Decoder, Program, precision
+from paradec.decoder import CompiledProgram, Decoder, precision
 from paradec.errors import InputError, at_least
 from paradec.io.detokenize import Transcript
 from paradec.io.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ class LanguageModel:
     params: PyTree
     tokenizer: Tokenizer
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
-    decoders: dict[Any, Program] = dataclasses.field(default_factory=dict)
+    decoders: dict[Any, CompiledProgram] = dataclasses.field(default_factory=dict)
     components: dict[Any, components.Kept] = dataclasses.field(default_factory=dict)
     layouts: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -367,7 +367,7 @@ class Denoiser:
     usual: str = ""
     """The rule that it was published with, where plain decoding of its engine says nothing to it."""
     causal_cache: bool = False
-    """Whether text before the open block is read causally: see `causal_cache.Causal`."""
+    """Whether text before the open block is read causally: see `canvas_cache.CausalCache`."""
     conditioned: int = 0
     """Width of what a call is told of the one before it, by `soften`; 0: nothing."""
 

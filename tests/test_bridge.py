@@ -93,13 +93,7 @@ def test_is_a_model():
     assert not [name for name in nnx_names if "rngs" in name or "head" in name], "a tied table stands once"
 
 
-SLOW = {(kind, name) for kind in MODELS for name in DRAFTERS if name in ("ar", "draft")}
-SLOW |= {("linen", "lookahead"), ("linen", "tree"), ("nnx", "lookup"), ("nnx", "tree"), ("nnx, cached", "jacobi")}
-CASES = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] if (kind, name) in SLOW else [])
-    for kind in MODELS
-    for name in DRAFTERS
-]
+CASES = [(kind, name) for kind in MODELS for name in DRAFTERS]
 
 
 @pytest.mark.parametrize("kind, name", CASES)
@@ -120,7 +114,8 @@ def test_exact_in_every_trial(kind, name):
     "kind, name",
     [
         ("nnx, cached", "lookahead"),
-        *(pytest.param(k, n, marks=pytest.mark.slow) for k, n in (("linen", "lookup"), ("nnx", "lookahead"))),
+        ("linen", "lookup"),
+        ("nnx", "lookahead"),
     ],
 )
 def test_a_row_is_the_same_in_any_company(kind, name):
@@ -384,7 +379,6 @@ def test_a_language_model_in_a_notebook(tmp_path_factory):
         lm.generate([[1] * 80], **ASK)
 
 
-@pytest.mark.slow
 def test_a_comparison_and_a_bridged_draft(tmp_path_factory):
     tiny, lm = language_models(tmp_path_factory.getbasetemp() / "tiny")
     report = paradec.compare(lm, ["one two", "a"], ["jacobi", "lookahead"], repeats=1, **ASK)

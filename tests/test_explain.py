@@ -17,7 +17,7 @@ from paradec.catalog import SYSTEMS
 from paradec.cli import main
 from paradec.decode import loop
 from paradec.errors import InputError, ResourceError, UnknownName
-from paradec.explain import Report, Request, compiler, explain, hlo
+from paradec.explain import ProgramRequest, Report, compiler, explain, hlo
 from paradec.explain.child import ask, environment
 from paradec.models.shapes import SHAPES, llama3_2_1b, llama3_8b, smollm2_135m
 from paradec.params import count
@@ -130,7 +130,7 @@ def test_heads_read_the_list_they_choose_from():
     ask = dict(model="tiny", slots=256, dtype="float32")
     short = explain("medusa", **ask, short_list=16, num_draft=3)
     with mesh.use(mesh.make_mesh(1, 1)) as place:
-        whole = compiler.build(Request("medusa", options={"num_draft": 3}, **ask), place)
+        whole = compiler.build(ProgramRequest("medusa", options={"num_draft": 3}, **ask), place)
     assert whole.counted.weights - short.counted.weights == 4 * (96 - 16) * 32
     assert whole.counted.flops - short.counted.flops == 2 * 4 * (96 - 16) * 32
     table = 4 * 16 * 32  # beside what the model itself has
@@ -165,7 +165,7 @@ def test_a_commit_that_rewrites_the_cache_is_found_out(monkeypatch):
         return jnp.where(slot == start[None, :, None, None, None], new[:, :, :, :1], buffer)
 
     monkeypatch.setattr("paradec.models.cache.cache_write", rewrite)
-    request = Request("ar", "tiny", batch=2, slots=1024, dtype="float32")
+    request = ProgramRequest("ar", "tiny", batch=2, slots=1024, dtype="float32")
     with mesh.use(mesh.make_mesh(1, 1)) as place:
         assert compiler.measure(request, compiler.build(request, place), "cpu").moves
 
@@ -215,11 +215,14 @@ def test_shapes_have_their_published_sizes():
     assert all(make().dtype == "float32" for make in SHAPES.values())
 
 
-@pytest.mark.parametrize("name", [*(row.name for row in SYSTEMS.values() if row.slot == "draft" and row.name != "linear_speculation"), "train"])
+DRAFTERS = [row.name for row in SYSTEMS.values() if row.slot == "draft" and row.name != "linear_speculation"]
+
+
+@pytest.mark.parametrize("name", [*DRAFTERS, "train"])
 def test_every_method_exports_for_cuda_on_a_machine_without_it(name):
     draft = "tiny" if name == "draft_model" else None
     what = {"program": "train"} if name == "train" else {"method": name, "draft": draft}
-    request = Request(model="tiny", batch=2, slots=128, **what)
+    request = ProgramRequest(model="tiny", batch=2, slots=128, **what)
     with mesh.use(mesh.make_mesh(1, 1)) as place:
         program = compiler.build(request, place)
         exported = jax.export.export(program.function, platforms=["cuda"])(*program.arguments)
@@ -236,7 +239,7 @@ def test_a_process_that_dies_is_told_of(tmp_path, ending, sentence, starts):
     started = tmp_path / "started"
     program = f"import os, sys; print('.', file=open({str(started)!r}, 'a'), flush=True); {ending}"
     with pytest.raises(ResourceError, match=sentence):
-        ask(Request(), ("-c", program))
+        ask(ProgramRequest(), ("-c", program))
     assert len(started.read_text().split()) == starts
 
 
@@ -325,7 +328,7 @@ from paradec.explain.child import main
 main()
 """
     pod = {"target": "v5e:16x16", "mesh": (32, 8), "batch": 64, "slots": 8192}
-    report = ask(Request("prompt_lookup", "llama3-8b", options={"num_draft": 8}, **pod), ("-c", program))
+    report = ask(ProgramRequest("prompt_lookup", "llama3-8b", options={"num_draft": 8}, **pod), ("-c", program))
     assert {m.kind for m in report.moves} >= {"copy"} and report.memory.temporaries > 100 * MIB
 
 
@@ -353,7 +356,7 @@ def test_a_1b_block_diffusion_training_pass_fits_a_pod():
 
 
 def test_axes_name_every_leaf_of_a_state():
-    request = Request("draft_model", "tiny", batch=2, slots=128, draft="tiny")
+    request = ProgramRequest("draft_model", "tiny", batch=2, slots=128, draft="tiny")
     with mesh.use(mesh.make_mesh(2, 2)) as place:
         state = compiler.build(request, place).arguments[2]
     axes = loop.axes(state)
@@ -368,7 +371,7 @@ def test_a_step_in_bfloat16_is_compiled_to_products_in_bfloat16():
     names = RECIPES if "PARADEC_CASES" in os.environ else ["medusa2", "moe", "block"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.learn.compiled_products", *names],
-        env=environment(Request("ar", target="v5e:1x1")), capture_output=True, text=True,
+        env=environment(ProgramRequest("ar", target="v5e:1x1")), capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr
     for name, found in json.loads(done.stdout).items():

@@ -10,7 +10,7 @@ import pytest
 
 from paradec import mesh, params
 from paradec.errors import InputError
-from paradec.explain import Request, compiler, explain
+from paradec.explain import ProgramRequest, compiler, explain
 from paradec.explain.structures import as_json, built, name_of
 from paradec.models.block_diffusion import BlockDiffusion
 from paradec.models.dit import DiT
@@ -35,7 +35,7 @@ MODELS = {
 
 def program(method, model, devices=1, **options):
     sizes = {"batch": 2, "slots": 64, "dtype": "float32", "mesh": (1, devices)}
-    request = Request(method, as_json(model), **sizes | options)
+    request = ProgramRequest(method, as_json(model), **sizes | options)
     with mesh.use(mesh.make_mesh(1, devices)) as place:
         return compiler.build(request, place)
 

@@ -20,7 +20,7 @@ Texts = Annotated[bool, tyro.conf.arg(help="With --json: every method's texts an
 
 
 def compare(
-    sample: o.Shared = o.Sample(),
+    sample: o.Shared = o.SamplingOptions(),
     model: o.ModelName = "smollm2-135m",
     methods: Annotated[
         str, tyro.conf.arg(help=o.METHODS, help_behavior_hint="(default: some that the model can do)")

@@ -45,7 +45,7 @@ def demo(
     from paradec.comparison import compare
     from paradec.components import shipped
 
-    o.Sample(max_new_tokens=max_new_tokens).request()
+    o.SamplingOptions(max_new_tokens=max_new_tokens).request()
     prompt = o.check_prompt(prompt)
     at_least("repeats", repeats, 0, MOST_REPEATS)
     whole_file.check_all({"--png": (png, o.FIGURES)})

@@ -16,7 +16,7 @@ from paradec.io import whole_file
 
 
 def generate(
-    sample: o.Shared = o.Sample(),
+    sample: o.Shared = o.SamplingOptions(),
     model: o.ModelName = "smollm2-135m",
     method: o.MethodName = "ar",
     prompt: o.PromptText = None,

@@ -27,7 +27,7 @@ def given(kind: type, metavar: str, text: str, default: str = "(optional)", name
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SamplingOptions:
     """How tokens are drawn; the same in every method. What is None was not asked for."""
 
     max_new_tokens: int = 128
@@ -79,7 +79,7 @@ class Sample:
             say(f"{lm.name} asks to be sampled with {asked}; --defaults model does that.")
 
 
-Shared = Annotated[Sample, tyro.conf.arg(name="")]
+Shared = Annotated[SamplingOptions, tyro.conf.arg(name="")]
 ModelName = Annotated[
     str, tyro.conf.arg(help="A preset, a folder, a .gguf file or a hub id; `paradec models` lists presets.")
 ]

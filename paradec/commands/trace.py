@@ -13,7 +13,7 @@ from paradec.io import whole_file
 
 def trace(
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT", help=o.SAID)],
-    sample: o.Shared = o.Sample(),
+    sample: o.Shared = o.SamplingOptions(),
     model: o.ModelName = "smollm2-135m",
     methods: Annotated[
         str, tyro.conf.arg(help=o.METHODS, help_behavior_hint="(default: two that the model can do)")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, Int32, PyTree
 
-from paradec.decode.seams import CachePolicy, Cost, Reply
+from paradec.decode.seams import CachePolicy, CallCost, Reply
 from paradec.types import OPEN, DecodeState, Denoiser, Place, Rows
 
 
@@ -112,13 +112,13 @@ class Whole(CachePolicy):
 
     def call(
         self, target: Denoiser, params: PyTree, state: DecodeState, window: int, shadows: bool
-    ) -> tuple[Reply, PyTree, Bool[Array, "B"], Cost]:
+    ) -> tuple[Reply, PyTree, Bool[Array, "B"], CallCost]:
         """The reply, the cache after it, the rows that took part, and what it cost."""
         zero = jnp.zeros_like(state.limit)
         span = Span(zero, state.tokens.shape[1], zero, state.limit, zero, zero)
         reply, _ = ask(target, params, state.cache, state, span, window, shadows, live=jnp.zeros_like(state.done))
         rows = span.size + (window if shadows else 0)
-        return reply, state.cache, ~state.done, Cost(zero + rows, jnp.zeros_like(state.done))
+        return reply, state.cache, ~state.done, CallCost(zero + rows, jnp.zeros_like(state.done))
 
     def width(self, target: Denoiser, state: DecodeState, window: int) -> Int32[Array, ""]:
         """Which of the widths of a call that stores nothing is enough for this state."""
@@ -154,7 +154,7 @@ class Cached(Whole):
 
     def call(
         self, target: Denoiser, params: PyTree, state: DecodeState, window: int, shadows: bool
-    ) -> tuple[Reply, PyTree, Bool[Array, "B"], Cost]:
+    ) -> tuple[Reply, PyTree, Bool[Array, "B"], CallCost]:
         """The reply, the cache after it, the rows that took part, and what it cost."""
         due, live = state.carry.fresh & ~state.done, ~state.done
         wide = jnp.all(due | state.done) if self.wait else jnp.any(due)
@@ -178,7 +178,7 @@ class Cached(Whole):
         reply = lax.switch(which, [lambda: opened, *(partial(go_on, span) for span in later)])
         rows = jnp.asarray([first.size, *(span.size for span in later)])[which] + (window if shadows else 0)
         acting = live & (wide | ~due)
-        return reply, cache, acting, Cost(jnp.broadcast_to(rows, due.shape), due & acting)
+        return reply, cache, acting, CallCost(jnp.broadcast_to(rows, due.shape), due & acting)
 
     def width(self, target: Denoiser, state: DecodeState, window: int) -> Int32[Array, ""]:
         """The narrowest steady call that holds all rows."""
@@ -196,7 +196,7 @@ class Cached(Whole):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dual(Cached):
+class DualCache(Cached):
     """Fast-dLLM's dual cache (arXiv 2505.22618): one call on the whole canvas for each block, then the block alone."""
 
     name = "dual"
@@ -218,7 +218,7 @@ class Dual(Cached):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix(Dual):
+class PrefixCache(DualCache):
     """Fast-dLLM's prefix cache: what stands before the block is stored, everything from it on is recomputed.
 
     Compiled for the quarters of the canvas, and a call is as wide as the longest suffix of its rows needs.
@@ -237,7 +237,7 @@ class Prefix(Dual):
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockCausal(Cached):
+class BlockCache(Cached):
     """Finished blocks are stored for good: exact for a block-causal model.
 
     A block is stored by the opening call of the next one, which is two blocks wide, so that keeping costs no call of
@@ -292,9 +292,9 @@ class BlockCausal(Cached):
 
 
 @dataclasses.dataclass(frozen=True)
-class SubBlock(BlockCausal):
+class SubBlockCache(BlockCache):
     """Fast-dLLM v2 (arXiv 2509.26328): inside a block, the sub-block alone, against what the block looked like when
-    the sub-block opened. With sub-blocks as long as the block it is `BlockCausal`.
+    the sub-block opened. With sub-blocks as long as the block it is `BlockCache`.
 
     Deviation: every sub-block opens with a wide call, so it is right for models without shift too, and a call wide
     enough for the block before is spent each time.
@@ -315,7 +315,7 @@ class SubBlock(BlockCausal):
 
 
 @dataclasses.dataclass(frozen=True)
-class Causal(BlockCausal):
+class CausalCache(BlockCache):
     """For a model that reads finished text causally and denoises an open block that sees this text and all of itself.
 
     Only the keys of the causal pass are stored. A block's opening call reads the block before it once more, causally,
@@ -335,4 +335,6 @@ class Causal(BlockCausal):
         return None
 
 
-POLICIES: dict[str, type[Whole]] = {p.name: p for p in (Whole, Dual, Prefix, BlockCausal, SubBlock, Causal)}
+POLICIES: dict[str, type[Whole]] = {
+    p.name: p for p in (Whole, DualCache, PrefixCache, BlockCache, SubBlockCache, CausalCache)
+}

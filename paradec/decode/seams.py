@@ -231,7 +231,7 @@ class Reply:
     shadow: Float[Array, "B W V"] | None = None
 
 
-class Cost(NamedTuple):
+class CallCost(NamedTuple):
     """Rows computed for each row of the batch, and whether the call was an opening one for it."""
 
     queries: Int32[Array, "B"]
@@ -255,7 +255,7 @@ class CachePolicy:
 
     def call(
         self, target: Denoiser, params: PyTree, state: DecodeState, window: int, shadows: bool
-    ) -> tuple[Reply, PyTree, Bool[Array, "B"], Cost]:
+    ) -> tuple[Reply, PyTree, Bool[Array, "B"], CallCost]:
         """The reply, the cache after it, the rows that took part, and what it cost."""
         raise NotImplementedError
 

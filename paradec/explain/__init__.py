@@ -7,6 +7,6 @@ is a test and not a hope. Sizes and collectives are facts; `floor_seconds` is a 
 """
 
 from paradec.explain.api import command, explain
-from paradec.explain.request import CHIPS, Chip, Cost, Memory, Report, Request
+from paradec.explain.request import CHIPS, Chip, Cost, Memory, ProgramRequest, Report
 
-__all__ = ["CHIPS", "Chip", "Cost", "Memory", "Report", "Request", "command", "explain"]
+__all__ = ["CHIPS", "Chip", "Cost", "Memory", "ProgramRequest", "Report", "command", "explain"]

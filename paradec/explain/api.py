@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from paradec.explain.child import ask
-from paradec.explain.request import MIB, Cost, Memory, Report, Request
+from paradec.explain.request import MIB, Cost, Memory, ProgramRequest, Report
 from paradec.explain.structures import as_json
 from paradec.models.shapes import shape
 from paradec.types import Denoiser, Model
@@ -44,7 +44,7 @@ def explain(
     """
     structures = {"model": as_json(model), "draft": as_json(draft)}
     sizes = {"batch": batch, "slots": slots, "mesh": mesh, "dtype": dtype, "block": block, "short_list": short_list}
-    return ask(Request(method, program=program, target=target, options=options, **structures, **sizes))
+    return ask(ProgramRequest(method, program=program, target=target, options=options, **structures, **sizes))
 
 
 def command(

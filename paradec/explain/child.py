@@ -17,13 +17,13 @@ from collections.abc import Sequence
 
 from paradec import errors
 from paradec.errors import ParadecError, ResourceError
-from paradec.explain.request import Report, Request
+from paradec.explain.request import ProgramRequest, Report
 
 PATIENCE = 60.0
 """Seconds to wait for another process that has the TPU compiler's lock."""
 
 
-def ask(request: Request, program: Sequence[str] = ("-m", "paradec.explain")) -> Report:
+def ask(request: ProgramRequest, program: Sequence[str] = ("-m", "paradec.explain")) -> Report:
     """Have a request compiled in a process of its own, ``program`` being what Python is to run there.
 
     One that has to wait for the TPU compiler starts anew every five seconds, one that was killed a second time only.
@@ -56,7 +56,7 @@ def ask(request: Request, program: Sequence[str] = ("-m", "paradec.explain")) ->
             killed = True
 
 
-def environment(request: Request) -> dict[str, str]:
+def environment(request: ProgramRequest) -> dict[str, str]:
     """The variables under which jax sees the target, and nothing else."""
     data, model = request.mesh
     env = dict(os.environ) | {
@@ -84,7 +84,7 @@ def main() -> int:
     try:
         from paradec.explain.compiler import report
 
-        result = report(Request(**fields | {"mesh": tuple(fields["mesh"])})).public()
+        result = report(ProgramRequest(**fields | {"mesh": tuple(fields["mesh"])})).public()
     except ParadecError as error:
         result = {"error": type(error).__name__, "sentence": str(error)}
     print(json.dumps(result), file=answer, flush=True)

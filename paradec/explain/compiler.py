@@ -18,7 +18,7 @@ from paradec.composition import compose
 from paradec.errors import InputError, ResourceError
 from paradec.explain import hlo
 from paradec.explain.programs import Program, Use, decode_loop, training_step
-from paradec.explain.request import Cost, Memory, Report, Request
+from paradec.explain.request import Cost, Memory, ProgramRequest, Report
 from paradec.explain.structures import built, name_of
 from paradec.learn.objectives.masked import Masked, Noise
 from paradec.learn.objectives.next_token import NextToken
@@ -27,7 +27,7 @@ from paradec.models.ranked_tree import MC_SIM_7B_63
 from paradec.models.shapes import denoiser
 
 
-def report(request: Request) -> Report:
+def report(request: ProgramRequest) -> Report:
     """The whole answer to one request, on this process' devices or its TPU compiler's."""
     devices = topology(request.target) if request.chip else jax.devices()
     data, model = request.mesh
@@ -59,7 +59,7 @@ def has_tpu_compiler() -> bool:
     return found is not None and found.origin is not None
 
 
-def build(request: Request, place: mesh.Placement) -> Program:
+def build(request: ProgramRequest, place: mesh.Placement) -> Program:
     """The program a request names."""
     target = built(request.model, request.dtype)
     if request.block:
@@ -82,7 +82,7 @@ def build(request: Request, place: mesh.Placement) -> Program:
     return decode_loop(method, models, uses, request.batch, request.slots, place, request.short_list)
 
 
-def _diffusion(request: Request, model: Any, place: mesh.Placement) -> Program:
+def _diffusion(request: ProgramRequest, model: Any, place: mesh.Placement) -> Program:
     if request.program == "train":
         objective = partial(Masked, noise=Noise(model.block))
         passed = 2 * request.slots if model.block else request.slots  # in blocks, noisy rows and clean ones
@@ -93,7 +93,7 @@ def _diffusion(request: Request, model: Any, place: mesh.Placement) -> Program:
     return decode_loop(method, {"target": model}, uses, request.batch, request.slots, place)
 
 
-def measure(request: Request, program: Program, device: str) -> Report:
+def measure(request: ProgramRequest, program: Program, device: str) -> Report:
     """Lower, compile and read one program. A program that does not fit is an answer, not an error."""
     start = time.perf_counter()
     lowered = program.function.lower(*program.arguments)
@@ -122,7 +122,7 @@ def refusal(message: str) -> str:
     return f"{found[0]}." if found else message.splitlines()[0]
 
 
-def title(request: Request) -> str:
+def title(request: ProgramRequest) -> str:
     """What the program is, for people."""
     model = name_of(request.model)
     model += f" in blocks of {request.block}" if request.block else ""

@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ProgramRequest:
     """One program to compile. `model` and `draft` name a shape of `models.shapes`, or are `structures.as_json`."""
 
     method: str = "ar"
@@ -101,7 +101,7 @@ class Cost:
 class Report:
     """What a program costs on one chip of its target, without running it."""
 
-    request: Request
+    request: ProgramRequest
     title: str
     device: str
     counted: Cost  # from shapes: the truth for whole loops
@@ -153,7 +153,7 @@ class Report:
     def parse(cls, fields: Mapping[str, Any]) -> Report:
         """The inverse of `public`."""
         own = {f.name: fields[f.name] for f in dataclasses.fields(cls)}
-        own["request"] = Request(**own["request"] | {"mesh": tuple(own["request"]["mesh"])})
+        own["request"] = ProgramRequest(**own["request"] | {"mesh": tuple(own["request"]["mesh"])})
         own["counted"] = Cost(**own["counted"])
         for name, kind in (("memory", Memory), ("compiler", Cost)):
             own[name] = None if own[name] is None else kind(**own[name])

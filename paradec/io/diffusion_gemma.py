@@ -14,7 +14,7 @@ import numpy as np
 from paradec.errors import InputError, WeightsError
 from paradec.io.fields import Fields
 from paradec.io.hf_config import read_dtype
-from paradec.io.names import Entry, Tensor
+from paradec.io.names import Tensor, TensorEntry
 from paradec.io.regular_file import read_json
 from paradec.io.rope_config import FULL, SLIDING
 from paradec.models.diffusion_gemma import DiffusionGemma
@@ -28,7 +28,7 @@ _CONDITIONING = "model.decoder.self_conditioning."
 _LAYER = "model.decoder.layers.{}."
 
 
-def _layers(kind: str, heads: str) -> list[Entry]:
+def _layers(kind: str, heads: str) -> list[TensorEntry]:
     """The tensors of one kind of layer; `heads` are the letters of its key heads, queries a key head, and head size."""
     H, G, K = heads
     attention, router = _LAYER + "self_attn.", _LAYER + "router."
@@ -39,33 +39,33 @@ def _layers(kind: str, heads: str) -> list[Entry]:
     }  # fmt: skip
     full_name = lambda name: name if "layernorm" in name else f"{name}_layernorm"
     return [
-        *(Entry(f"{_LAYER}{full_name(name)}.weight", f"{kind}.{leaf}", "D -> D") for name, leaf in norms.items()),
-        Entry(attention + "q_proj.weight", f"{kind}.q", f"({H} {G} {K}) D -> D {H} {G} {K}"),
-        Entry(attention + "k_proj.weight", f"{kind}.k", f"({H} {K}) D -> D {H} {K}"),
-        Entry(attention + "v_proj.weight", f"{kind}.v", f"({H} {K}) D -> D {H} {K}"),
-        Entry(attention + "o_proj.weight", f"{kind}.out", f"D ({H} {G} {K}) -> {H} {G} {K} D"),
-        Entry(attention + "q_norm.weight", f"{kind}.q_norm", f"{K} -> {K}"),
-        Entry(attention + "k_norm.weight", f"{kind}.k_norm", f"{K} -> {K}"),
-        Entry(_LAYER + "mlp.gate_proj.weight", f"{kind}.gate_up", "F D -> D F", np.s_[0]),
-        Entry(_LAYER + "mlp.up_proj.weight", f"{kind}.gate_up", "F D -> D F", np.s_[1]),
-        Entry(_LAYER + "mlp.down_proj.weight", f"{kind}.down", "D F -> F D"),
-        Entry(router + "proj.weight", f"{kind}.experts.router", "X D -> D X"),
-        Entry(router + "scale", f"{kind}.router_scale", "D -> D"),
-        Entry(router + "per_expert_scale", f"{kind}.experts.gain", "X -> X"),
-        Entry(_LAYER + "experts.gate_up_proj", f"{kind}.experts.gate_up", "X (I R) D -> I X D R"),
-        Entry(_LAYER + "experts.down_proj", f"{kind}.experts.down", "X D R -> X R D"),
-        Entry(_LAYER + "layer_scalar", f"{kind}.canvas_scalar", "U -> U"),
-        Entry("model.encoder.language_model.layers.{}.layer_scalar", f"{kind}.causal_scalar", "U -> U"),
+        *(TensorEntry(f"{_LAYER}{full_name(name)}.weight", f"{kind}.{leaf}", "D -> D") for name, leaf in norms.items()),
+        TensorEntry(attention + "q_proj.weight", f"{kind}.q", f"({H} {G} {K}) D -> D {H} {G} {K}"),
+        TensorEntry(attention + "k_proj.weight", f"{kind}.k", f"({H} {K}) D -> D {H} {K}"),
+        TensorEntry(attention + "v_proj.weight", f"{kind}.v", f"({H} {K}) D -> D {H} {K}"),
+        TensorEntry(attention + "o_proj.weight", f"{kind}.out", f"D ({H} {G} {K}) -> {H} {G} {K} D"),
+        TensorEntry(attention + "q_norm.weight", f"{kind}.q_norm", f"{K} -> {K}"),
+        TensorEntry(attention + "k_norm.weight", f"{kind}.k_norm", f"{K} -> {K}"),
+        TensorEntry(_LAYER + "mlp.gate_proj.weight", f"{kind}.gate_up", "F D -> D F", np.s_[0]),
+        TensorEntry(_LAYER + "mlp.up_proj.weight", f"{kind}.gate_up", "F D -> D F", np.s_[1]),
+        TensorEntry(_LAYER + "mlp.down_proj.weight", f"{kind}.down", "D F -> F D"),
+        TensorEntry(router + "proj.weight", f"{kind}.experts.router", "X D -> D X"),
+        TensorEntry(router + "scale", f"{kind}.router_scale", "D -> D"),
+        TensorEntry(router + "per_expert_scale", f"{kind}.experts.gain", "X -> X"),
+        TensorEntry(_LAYER + "experts.gate_up_proj", f"{kind}.experts.gate_up", "X (I R) D -> I X D R"),
+        TensorEntry(_LAYER + "experts.down_proj", f"{kind}.experts.down", "X D R -> X R D"),
+        TensorEntry(_LAYER + "layer_scalar", f"{kind}.canvas_scalar", "U -> U"),
+        TensorEntry("model.encoder.language_model.layers.{}.layer_scalar", f"{kind}.causal_scalar", "U -> U"),
     ]
 
 
 ENTRIES = [
-    Entry("model.decoder.embed_tokens.weight", "embed", "V D -> V D"),
-    Entry("model.decoder.norm.weight", "norm", "D -> D"),
-    Entry(_CONDITIONING + "pre_norm.weight", "conditioning.norm", "D -> D"),
-    Entry(_CONDITIONING + "gate_proj.weight", "conditioning.gate_up", "F D -> D F", np.s_[0]),
-    Entry(_CONDITIONING + "up_proj.weight", "conditioning.gate_up", "F D -> D F", np.s_[1]),
-    Entry(_CONDITIONING + "down_proj.weight", "conditioning.down", "D F -> F D"),
+    TensorEntry("model.decoder.embed_tokens.weight", "embed", "V D -> V D"),
+    TensorEntry("model.decoder.norm.weight", "norm", "D -> D"),
+    TensorEntry(_CONDITIONING + "pre_norm.weight", "conditioning.norm", "D -> D"),
+    TensorEntry(_CONDITIONING + "gate_proj.weight", "conditioning.gate_up", "F D -> D F", np.s_[0]),
+    TensorEntry(_CONDITIONING + "up_proj.weight", "conditioning.gate_up", "F D -> D F", np.s_[1]),
+    TensorEntry(_CONDITIONING + "down_proj.weight", "conditioning.down", "D F -> F D"),
     *_layers("local", "HGK"),
     *_layers("full", "PQT"),
 ]

@@ -16,7 +16,7 @@ import numpy as np
 from paradec.errors import InputError
 from paradec.io.fields import Fields
 from paradec.io.hf_config import read_dtype
-from paradec.io.names import FREQUENCIES, Entry, Tensor, check_dtype
+from paradec.io.names import FREQUENCIES, Tensor, TensorEntry, check_dtype
 from paradec.models.dit import DiT
 
 # What the published configuration classes assume for keys that a config.json leaves out.
@@ -29,26 +29,26 @@ _BLOCK, _LEVEL, _OUTPUT = "backbone.blocks.{}.", "backbone.sigma_map.mlp.", "bac
 _BY, _ADDS = "adaLN_modulation.weight", "adaLN_modulation.bias"
 
 DIT = [
-    Entry("backbone.vocab_embed.embedding", "embed", "V D -> V D"),
-    Entry(_LEVEL + "0.weight", "", "C N -> C N"),
-    Entry(_LEVEL + "0.bias", "", "C -> C"),
-    Entry(_LEVEL + "2.weight", "", "C E -> C E"),
-    Entry(_LEVEL + "2.bias", "", "C -> C"),
-    Entry(_BLOCK + "norm1.weight", "blocks.attn_norm", "D -> D"),
-    Entry(_BLOCK + "attn_qkv.weight", "blocks.qkv", "(M H K) D -> D H M K"),
-    Entry(_BLOCK + "attn_out.weight", "blocks.out", "D (H G K) -> H G K D"),
-    Entry(_BLOCK + "norm2.weight", "blocks.mlp_norm", "D -> D"),
-    Entry(_BLOCK + "mlp.0.weight", "blocks.up", "F D -> D F"),
-    Entry(_BLOCK + "mlp.0.bias", "blocks.up_bias", "F -> F"),
-    Entry(_BLOCK + "mlp.2.weight", "blocks.down", "D F -> F D"),
-    Entry(_BLOCK + "mlp.2.bias", "blocks.down_bias", "D -> D"),
-    Entry(_BLOCK + _BY, "", "(I M D) C -> I M D C"),
-    Entry(_BLOCK + _ADDS, "blocks.modulation", "(I M D) -> I M D"),
-    Entry(_OUTPUT + "norm_final.weight", "norm", "D -> D"),
-    Entry(_OUTPUT + _BY, "", "(I D) C -> I D C"),
-    Entry(_OUTPUT + _ADDS, "modulation", "(I D) -> I D"),
-    Entry(_OUTPUT + "linear.weight", "head", "V D -> V D"),
-    Entry(_OUTPUT + "linear.bias", "head_bias", "V -> V"),
+    TensorEntry("backbone.vocab_embed.embedding", "embed", "V D -> V D"),
+    TensorEntry(_LEVEL + "0.weight", "", "C N -> C N"),
+    TensorEntry(_LEVEL + "0.bias", "", "C -> C"),
+    TensorEntry(_LEVEL + "2.weight", "", "C E -> C E"),
+    TensorEntry(_LEVEL + "2.bias", "", "C -> C"),
+    TensorEntry(_BLOCK + "norm1.weight", "blocks.attn_norm", "D -> D"),
+    TensorEntry(_BLOCK + "attn_qkv.weight", "blocks.qkv", "(M H K) D -> D H M K"),
+    TensorEntry(_BLOCK + "attn_out.weight", "blocks.out", "D (H G K) -> H G K D"),
+    TensorEntry(_BLOCK + "norm2.weight", "blocks.mlp_norm", "D -> D"),
+    TensorEntry(_BLOCK + "mlp.0.weight", "blocks.up", "F D -> D F"),
+    TensorEntry(_BLOCK + "mlp.0.bias", "blocks.up_bias", "F -> F"),
+    TensorEntry(_BLOCK + "mlp.2.weight", "blocks.down", "D F -> F D"),
+    TensorEntry(_BLOCK + "mlp.2.bias", "blocks.down_bias", "D -> D"),
+    TensorEntry(_BLOCK + _BY, "", "(I M D) C -> I M D C"),
+    TensorEntry(_BLOCK + _ADDS, "blocks.modulation", "(I M D) -> I M D"),
+    TensorEntry(_OUTPUT + "norm_final.weight", "norm", "D -> D"),
+    TensorEntry(_OUTPUT + _BY, "", "(I D) C -> I D C"),
+    TensorEntry(_OUTPUT + _ADDS, "modulation", "(I D) -> I D"),
+    TensorEntry(_OUTPUT + "linear.weight", "head", "V D -> V D"),
+    TensorEntry(_OUTPUT + "linear.bias", "head_bias", "V -> V"),
 ]
 
 

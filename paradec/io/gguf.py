@@ -15,7 +15,7 @@ import numpy as np
 from paradec.errors import UnknownName, WeightsError
 from paradec.io import names
 from paradec.io.gguf_file import GGUFFile, open_gguf, read_metadata
-from paradec.io.names import Entry, Tensor
+from paradec.io.names import Tensor, TensorEntry
 from paradec.models.transformer import Transformer, Weights
 from paradec.ops.rope import Rope
 
@@ -27,33 +27,33 @@ GEMMA_27B_LAYERS = 62  # the one Gemma 3 whose attention scale is not head_dim *
 
 _BLOCK = "blk.{}."
 COMMON = [
-    Entry("token_embd.weight", "embed", "V D -> V D"),
-    Entry("output_norm.weight", "norm", "D -> D"),
-    Entry("output.weight", "head", "V D -> V D"),
-    Entry(_BLOCK + "attn_norm.weight", "blocks.attn_norm", "D -> D"),
-    Entry(_BLOCK + "attn_v.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -1]),
-    Entry(_BLOCK + "attn_v.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -1]),
-    Entry(_BLOCK + "attn_q_norm.weight", "blocks.q_norm", "K -> K"),
-    Entry(_BLOCK + "attn_k_norm.weight", "blocks.k_norm", "K -> K"),
-    Entry(_BLOCK + "attn_output.weight", "blocks.out", "D (H G K) -> H G K D"),
-    Entry(_BLOCK + "post_attention_norm.weight", "blocks.attn_post_norm", "D -> D"),
-    Entry(_BLOCK + "ffn_norm.weight", "blocks.mlp_norm", "D -> D"),
-    Entry(_BLOCK + "ffn_gate.weight", "blocks.gate_up", "F D -> D F", np.s_[0]),
-    Entry(_BLOCK + "ffn_up.weight", "blocks.gate_up", "F D -> D F", np.s_[1]),
-    Entry(_BLOCK + "ffn_down.weight", "blocks.down", "D F -> F D"),
-    Entry(_BLOCK + "post_ffw_norm.weight", "blocks.mlp_post_norm", "D -> D"),
+    TensorEntry("token_embd.weight", "embed", "V D -> V D"),
+    TensorEntry("output_norm.weight", "norm", "D -> D"),
+    TensorEntry("output.weight", "head", "V D -> V D"),
+    TensorEntry(_BLOCK + "attn_norm.weight", "blocks.attn_norm", "D -> D"),
+    TensorEntry(_BLOCK + "attn_v.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -1]),
+    TensorEntry(_BLOCK + "attn_v.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -1]),
+    TensorEntry(_BLOCK + "attn_q_norm.weight", "blocks.q_norm", "K -> K"),
+    TensorEntry(_BLOCK + "attn_k_norm.weight", "blocks.k_norm", "K -> K"),
+    TensorEntry(_BLOCK + "attn_output.weight", "blocks.out", "D (H G K) -> H G K D"),
+    TensorEntry(_BLOCK + "post_attention_norm.weight", "blocks.attn_post_norm", "D -> D"),
+    TensorEntry(_BLOCK + "ffn_norm.weight", "blocks.mlp_norm", "D -> D"),
+    TensorEntry(_BLOCK + "ffn_gate.weight", "blocks.gate_up", "F D -> D F", np.s_[0]),
+    TensorEntry(_BLOCK + "ffn_up.weight", "blocks.gate_up", "F D -> D F", np.s_[1]),
+    TensorEntry(_BLOCK + "ffn_down.weight", "blocks.down", "D F -> F D"),
+    TensorEntry(_BLOCK + "post_ffw_norm.weight", "blocks.mlp_post_norm", "D -> D"),
 ]
 HALF_SPLIT = [  # rotary pairs are (k, k + K/2), as in paradec
-    Entry(_BLOCK + "attn_q.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2]),
-    Entry(_BLOCK + "attn_k.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -2]),
-    Entry(_BLOCK + "attn_q.bias", "blocks.qkv_bias", "(H G K) -> H G K", np.s_[:, :-2]),
-    Entry(_BLOCK + "attn_k.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -2]),
+    TensorEntry(_BLOCK + "attn_q.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2]),
+    TensorEntry(_BLOCK + "attn_k.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -2]),
+    TensorEntry(_BLOCK + "attn_q.bias", "blocks.qkv_bias", "(H G K) -> H G K", np.s_[:, :-2]),
+    TensorEntry(_BLOCK + "attn_k.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -2]),
 ]
 INTERLEAVED = [  # llama files store the pairs next to each other: row (j, i) of a head is our row (i, j)
-    Entry(_BLOCK + "attn_q.weight", "blocks.qkv", "(H G J I) D -> D H G (I J)", np.s_[:, :, :-2]),
-    Entry(_BLOCK + "attn_k.weight", "blocks.qkv", "(H J I) D -> D H (I J)", np.s_[:, :, -2]),
-    Entry(_BLOCK + "attn_q.bias", "blocks.qkv_bias", "(H G J I) -> H G (I J)", np.s_[:, :-2]),
-    Entry(_BLOCK + "attn_k.bias", "blocks.qkv_bias", "(H J I) -> H (I J)", np.s_[:, -2]),
+    TensorEntry(_BLOCK + "attn_q.weight", "blocks.qkv", "(H G J I) D -> D H G (I J)", np.s_[:, :, :-2]),
+    TensorEntry(_BLOCK + "attn_k.weight", "blocks.qkv", "(H J I) D -> D H (I J)", np.s_[:, :, -2]),
+    TensorEntry(_BLOCK + "attn_q.bias", "blocks.qkv_bias", "(H G J I) -> H G (I J)", np.s_[:, :-2]),
+    TensorEntry(_BLOCK + "attn_k.bias", "blocks.qkv_bias", "(H J I) -> H (I J)", np.s_[:, -2]),
 ]
 
 

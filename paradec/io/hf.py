@@ -25,7 +25,7 @@ from paradec.io.diffusion_gemma import (
 )
 from paradec.io.dit import DIT, at_level_zero
 from paradec.io.hf_config import KNOWN, Config, read_config, write_config
-from paradec.io.names import Entry, Tensor
+from paradec.io.names import Tensor, TensorEntry
 from paradec.io.regular_file import read_json
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
@@ -38,30 +38,30 @@ _BLOCK = "model.layers.{}."
 _ATTENTION = _BLOCK + "self_attn."
 
 COMMON = [
-    Entry("model.embed_tokens.weight", "embed", "V D -> V D"),
-    Entry("model.norm.weight", "norm", "D -> D"),
-    Entry("lm_head.weight", "head", "V D -> V D"),
-    Entry(_BLOCK + "input_layernorm.weight", "blocks.attn_norm", "D -> D"),
-    Entry(_ATTENTION + "q_proj.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2]),
-    Entry(_ATTENTION + "k_proj.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -2]),
-    Entry(_ATTENTION + "v_proj.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -1]),
-    Entry(_ATTENTION + "q_proj.bias", "blocks.qkv_bias", "(H G K) -> H G K", np.s_[:, :-2]),
-    Entry(_ATTENTION + "k_proj.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -2]),
-    Entry(_ATTENTION + "v_proj.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -1]),
-    Entry(_ATTENTION + "q_norm.weight", "blocks.q_norm", "K -> K"),
-    Entry(_ATTENTION + "k_norm.weight", "blocks.k_norm", "K -> K"),
-    Entry(_ATTENTION + "o_proj.weight", "blocks.out", "D (H G K) -> H G K D"),
-    Entry(_BLOCK + "mlp.gate_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[0]),
-    Entry(_BLOCK + "mlp.up_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[1]),
-    Entry(_BLOCK + "mlp.down_proj.weight", "blocks.down", "D F -> F D"),
+    TensorEntry("model.embed_tokens.weight", "embed", "V D -> V D"),
+    TensorEntry("model.norm.weight", "norm", "D -> D"),
+    TensorEntry("lm_head.weight", "head", "V D -> V D"),
+    TensorEntry(_BLOCK + "input_layernorm.weight", "blocks.attn_norm", "D -> D"),
+    TensorEntry(_ATTENTION + "q_proj.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2]),
+    TensorEntry(_ATTENTION + "k_proj.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -2]),
+    TensorEntry(_ATTENTION + "v_proj.weight", "blocks.qkv", "(H K) D -> D H K", np.s_[:, :, -1]),
+    TensorEntry(_ATTENTION + "q_proj.bias", "blocks.qkv_bias", "(H G K) -> H G K", np.s_[:, :-2]),
+    TensorEntry(_ATTENTION + "k_proj.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -2]),
+    TensorEntry(_ATTENTION + "v_proj.bias", "blocks.qkv_bias", "(H K) -> H K", np.s_[:, -1]),
+    TensorEntry(_ATTENTION + "q_norm.weight", "blocks.q_norm", "K -> K"),
+    TensorEntry(_ATTENTION + "k_norm.weight", "blocks.k_norm", "K -> K"),
+    TensorEntry(_ATTENTION + "o_proj.weight", "blocks.out", "D (H G K) -> H G K D"),
+    TensorEntry(_BLOCK + "mlp.gate_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[0]),
+    TensorEntry(_BLOCK + "mlp.up_proj.weight", "blocks.gate_up", "F D -> D F", np.s_[1]),
+    TensorEntry(_BLOCK + "mlp.down_proj.weight", "blocks.down", "D F -> F D"),
 ]
-LLAMA_NORMS = [Entry(_BLOCK + "post_attention_layernorm.weight", "blocks.mlp_norm", "D -> D")]
+LLAMA_NORMS = [TensorEntry(_BLOCK + "post_attention_layernorm.weight", "blocks.mlp_norm", "D -> D")]
 GEMMA_NORMS = [  # the same name as above means another norm here
-    Entry(_BLOCK + "post_attention_layernorm.weight", "blocks.attn_post_norm", "D -> D"),
-    Entry(_BLOCK + "pre_feedforward_layernorm.weight", "blocks.mlp_norm", "D -> D"),
-    Entry(_BLOCK + "post_feedforward_layernorm.weight", "blocks.mlp_post_norm", "D -> D"),
+    TensorEntry(_BLOCK + "post_attention_layernorm.weight", "blocks.attn_post_norm", "D -> D"),
+    TensorEntry(_BLOCK + "pre_feedforward_layernorm.weight", "blocks.mlp_norm", "D -> D"),
+    TensorEntry(_BLOCK + "post_feedforward_layernorm.weight", "blocks.mlp_post_norm", "D -> D"),
 ]
-OUT_BIAS = [Entry(_ATTENTION + "o_proj.bias", "", "D -> D")]  # attention_bias adds one; paradec has none
+OUT_BIAS = [TensorEntry(_ATTENTION + "o_proj.bias", "", "D -> D")]  # attention_bias adds one; paradec has none
 
 # LLaDA names the same tensors as OLMo does. "ff_out" is the head, and in a block the down projection: only whole names
 # tell them apart.
@@ -87,18 +87,18 @@ LLADA = [
 
 _MLP = _BLOCK + "mlp."
 _EXPERTS = [
-    Entry(_MLP + "gate.weight", "blocks.experts.router", "X D -> D X"),
-    Entry(_MLP + "gate.expert_bias", "blocks.experts.bias", "X -> X"),
-    Entry(_MLP + "experts.{}.gate_proj.weight", "blocks.experts.gate_up", "R D -> D R", np.s_[0]),
-    Entry(_MLP + "experts.{}.up_proj.weight", "blocks.experts.gate_up", "R D -> D R", np.s_[1]),
-    Entry(_MLP + "experts.{}.down_proj.weight", "blocks.experts.down", "D R -> R D"),
-    Entry(_MLP + "shared_experts.gate_proj.weight", "blocks.gate_up", "S D -> D S", np.s_[0]),
-    Entry(_MLP + "shared_experts.up_proj.weight", "blocks.gate_up", "S D -> D S", np.s_[1]),
-    Entry(_MLP + "shared_experts.down_proj.weight", "blocks.down", "D S -> S D"),
+    TensorEntry(_MLP + "gate.weight", "blocks.experts.router", "X D -> D X"),
+    TensorEntry(_MLP + "gate.expert_bias", "blocks.experts.bias", "X -> X"),
+    TensorEntry(_MLP + "experts.{}.gate_proj.weight", "blocks.experts.gate_up", "R D -> D R", np.s_[0]),
+    TensorEntry(_MLP + "experts.{}.up_proj.weight", "blocks.experts.gate_up", "R D -> D R", np.s_[1]),
+    TensorEntry(_MLP + "experts.{}.down_proj.weight", "blocks.experts.down", "D R -> R D"),
+    TensorEntry(_MLP + "shared_experts.gate_proj.weight", "blocks.gate_up", "S D -> D S", np.s_[0]),
+    TensorEntry(_MLP + "shared_experts.up_proj.weight", "blocks.gate_up", "S D -> D S", np.s_[1]),
+    TensorEntry(_MLP + "shared_experts.down_proj.weight", "blocks.down", "D S -> S D"),
 ]
 
 
-def _mixture(entries: Sequence[Entry]) -> list[Entry]:
+def _mixture(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
     """The table of a plain model with experts in its MLPs' place; its leading layers keep them."""
     leading = [dataclasses.replace(e, leaf=e.leaf.replace("blocks.", "leading.")) for e in entries if "{}" in e.name]
     return [entry for entry in entries if not entry.name.startswith(_MLP)] + _EXPERTS + leading
@@ -227,21 +227,21 @@ def save_hf(
     _save(folder, config, base, _entries(plain), weights)
 
 
-def _save(folder: Path, config: Any, model: names.Architecture, entries: Sequence[Entry], weights: Any) -> None:
+def _save(folder: Path, config: Any, model: names.Architecture, entries: Sequence[TensorEntry], weights: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(names.store(model, entries, jax.device_get(weights)))
     write(folder / "model.safetensors", tensors)
     text_file.write(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def _entries(config: Config) -> list[Entry]:
+def _entries(config: Config) -> list[TensorEntry]:
     if config.family in TABLES:
         return TABLES[config.family]
     norms = GEMMA_NORMS if config.model.post_norms else LLAMA_NORMS
     return COMMON + norms + (OUT_BIAS if config.out_bias else [])
 
 
-def _name(entries: Sequence[Entry], leaf: str) -> str:
+def _name(entries: Sequence[TensorEntry], leaf: str) -> str:
     return next(entry.name for entry in entries if entry.leaf == leaf)
 
 
@@ -282,7 +282,7 @@ def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _drop_copied_head(tensors: dict[str, Tensor], entries: Sequence[Entry]) -> None:
+def _drop_copied_head(tensors: dict[str, Tensor], entries: Sequence[TensorEntry]) -> None:
     """Some tied checkpoints store the embedding a second time as the head; another head would be an untied model."""
     name = _name(entries, "head")
     head, embed = tensors.get(name), tensors.get(_name(entries, "embed"))

@@ -21,7 +21,7 @@ import numpy as np
 
 from paradec.errors import WeightsError
 from paradec.io import names, tensor_file, text_file
-from paradec.io.names import Entry, Tensor
+from paradec.io.names import Tensor, TensorEntry
 from paradec.io.regular_file import read_json
 from paradec.models.heads import HeadWeights, MedusaHeads
 from paradec.models.ranked_tree import Path as TreePath
@@ -79,13 +79,13 @@ def load_medusa(path: Path, dtype: str = "float32") -> Trained:
     )
 
 
-def entries(heads: MedusaHeads) -> list[Entry]:
+def entries(heads: MedusaHeads) -> list[TensorEntry]:
     """The name map of the published layout."""
     rows = []
     for layer in range(heads.num_layers):
-        rows.append(Entry(f"{{}}.{layer}.linear.weight", "linear", "E D -> D E", np.s_[layer]))
-        rows.append(Entry(f"{{}}.{layer}.linear.bias", "bias", "E -> E", np.s_[layer]))
-    return [*rows, Entry(f"{{}}.{heads.num_layers}.weight", "unembed", "V D -> V D")]
+        rows.append(TensorEntry(f"{{}}.{layer}.linear.weight", "linear", "E D -> D E", np.s_[layer]))
+        rows.append(TensorEntry(f"{{}}.{layer}.linear.bias", "bias", "E -> E", np.s_[layer]))
+    return [*rows, TensorEntry(f"{{}}.{heads.num_layers}.weight", "unembed", "V D -> V D")]
 
 
 def fingerprint(model: Model | Denoiser, weights: Any) -> str:

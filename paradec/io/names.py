@@ -1,8 +1,8 @@
 """One declarative map between the tensors of a checkpoint and the leaves of a parameter tree, used in both directions.
 
-An `Entry` says which tensor, which leaf, and how their axes correspond, in a line that reads like an einsum:
+An `TensorEntry` says which tensor, which leaf, and how their axes correspond, in a line that reads like an einsum:
 
-    Entry("layers.{}.self_attn.q_proj.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2])
+    TensorEntry("layers.{}.self_attn.q_proj.weight", "blocks.qkv", "(H G K) D -> D H G K", np.s_[:, :, :-2])
 
 Left are the checkpoint's axes, right those of the leaf's part; parentheses join axes that are stored as one. Letters
 are sizes of the model. Entries of one name share their tensor: its rows are theirs, in the order of the table. Nothing
@@ -39,7 +39,7 @@ FREQUENCIES = 256  # of which a diffusion transformer's noise level is embedded
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a checkpoint and its place in the parameter tree.
 
     `{}` in a name stands for the number of a layer or head, a second one for that of an expert.
@@ -121,7 +121,9 @@ def repeats(model: Architecture) -> int:
     return model.num_heads if isinstance(model, MedusaHeads) else model.num_layers
 
 
-def load(model: Architecture, entries: Sequence[Entry], tensors: Mapping[str, Tensor], track: Track = iter) -> Any:
+def load(
+    model: Architecture, entries: Sequence[TensorEntry], tensors: Mapping[str, Tensor], track: Track = iter
+) -> Any:
     """The model's weights as numpy arrays of its dtype, each tensor read once and copied straight to its place,
     `WORKERS` of them at a time.
 
@@ -169,7 +171,7 @@ def _fill(weights: Any, tensor: Tensor, name: str, places: list[_Place], size: M
         start = stop
 
 
-def store(model: Architecture, entries: Sequence[Entry], weights: Any) -> Iterator[tuple[str, np.ndarray]]:
+def store(model: Architecture, entries: Sequence[TensorEntry], weights: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The checkpoint's tensors, by name: the inverse of `load`. `weights` must be numpy arrays."""
     size, dtype = sizes(model), jax.numpy.dtype(model.dtype)
     for name, places in _places(model, entries, model.specs()).items():
@@ -185,12 +187,12 @@ def store(model: Architecture, entries: Sequence[Entry], weights: Any) -> Iterat
 class _Place(NamedTuple):
     """An entry with the index of a layer in its leaf, and of an expert."""
 
-    entry: Entry
+    entry: TensorEntry
     layer: int | None = None
     expert: int | None = None
 
 
-def _places(model: Architecture, entries: Iterable[Entry], specs: Any) -> dict[str, list[_Place]]:
+def _places(model: Architecture, entries: Iterable[TensorEntry], specs: Any) -> dict[str, list[_Place]]:
     """Every tensor name the model has, with what its rows are."""
     found: dict[str, list[_Place]] = {}
     for entry in entries:

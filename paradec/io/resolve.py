@@ -30,7 +30,7 @@ _WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "LICENSE*", "NOTI
 
 
 @dataclass(frozen=True)
-class Source:
+class Resolved:
     """Where a model lies: a Hugging Face folder ("hf") or a GGUF file ("gguf"), and the name that led there."""
 
     kind: Literal["hf", "gguf"]
@@ -104,7 +104,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def resolve(name: str | os.PathLike[str], quiet: bool = False) -> Source:
+def resolve(name: str | os.PathLike[str], quiet: bool = False) -> Resolved:
     """The files of the model `name`, fetched first where need be; `quiet` leaves out progress on stderr.
 
     Looks for a local file or folder, then a preset, then a repository in the Hugging Face cache, then on the hub. A
@@ -127,7 +127,7 @@ def resolve(name: str | os.PathLike[str], quiet: bool = False) -> Source:
     return _hub(name, quiet)
 
 
-def _local(name: str) -> Source | None:
+def _local(name: str) -> Resolved | None:
     path = Path(name).expanduser()
     try:
         path.stat()
@@ -138,16 +138,16 @@ def _local(name: str) -> Source | None:
             raise WeightsError(
                 f"{path} is no .gguf file. For safetensors, give the folder that also holds config.json."
             )
-        return Source("gguf", path, name)
+        return Resolved("gguf", path, name)
     if not path.is_dir():
         if path.exists():
             check_regular(path)
         return None
     if (path / "config.json").exists():
-        return Source("hf", path, name)
+        return Resolved("hf", path, name)
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
-        return Source("gguf", files[0], name)
+        return Resolved("gguf", files[0], name)
     if name in PRESETS:  # a folder of results may well bear the name of the model it was made with
         return None
     if files:
@@ -155,32 +155,32 @@ def _local(name: str) -> Source | None:
     raise WeightsError(f"{path} holds no model: neither a config.json nor a .gguf file.")
 
 
-def _preset(name: str, preset: Preset, quiet: bool) -> Source:
+def _preset(name: str, preset: Preset, quiet: bool) -> Resolved:
     if isinstance(preset.model, Path):
-        return Source("hf", preset.model, name)
+        return Resolved("hf", preset.model, name)
     try:
-        return Source("gguf", fetch(name, preset.model, preset.license, quiet), name)
+        return Resolved("gguf", fetch(name, preset.model, preset.license, quiet), name)
     except Unreachable as reason:
         try:
             folder = _snapshot(preset.hub, None, quiet)
         except (ResourceError, UnknownName):
             raise reason from None
         warnings.warn(f"{reason} Using the full-precision weights of {preset.hub} instead.", stacklevel=3)
-        return Source("hf", folder, name)
+        return Resolved("hf", folder, name)
 
 
-def _hub(name: str, quiet: bool) -> Source:
+def _hub(name: str, quiet: bool) -> Resolved:
     path, _, revision = name.partition("@")
     repository, file = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
     if file:
-        return Source("gguf", _snapshot(repository, revision or None, quiet, [file]) / file, name)
+        return Resolved("gguf", _snapshot(repository, revision or None, quiet, [file]) / file, name)
     folder = _snapshot(repository, revision or None, quiet)
     if not (folder / "config.json").is_file():
         raise WeightsError(
             f"{repository} has no config.json, so it is no model in the Hugging Face format. For a GGUF repository,"
             f" name the file: {repository}/FILE.gguf."
         )
-    return Source("hf", folder, name)
+    return Resolved("hf", folder, name)
 
 
 def _snapshot(repository: str, revision: str | None, quiet: bool, wanted: Sequence[str] = _WANTED) -> Path:

@@ -30,7 +30,7 @@ from paradec.errors import Diverged, InputError, Stopped, check_least
 from paradec.io import run_lock, writers
 from paradec.io.checkpoint import Checkpoints, digests
 from paradec.learn import step as steps
-from paradec.learn.report import Clock, Report, Work
+from paradec.learn.report import Clock, RunReport, Work
 from paradec.learn.step import Loss, Objective, Plan, TrainState
 
 
@@ -102,7 +102,10 @@ def fit(
         else:
             state, first = found.state, found.step
             _go_on(batches, found.positions)
-        with writers.opened(run.out, run.log, first, config) as logs, Report(logs, first, plan.steps, work) as report:
+        with (
+            writers.opened(run.out, run.log, first, config) as logs,
+            RunReport(logs, first, plan.steps, work) as report,
+        ):
             turn = _Turn(run, plan, objective, frozen, batches, config, evaluate, kept, report, asked)
             return turn.all(state, first)
 
@@ -119,7 +122,7 @@ class _Turn:
     config: dict[str, Any]
     evaluate: Evaluator | None
     kept: Checkpoints
-    report: Report
+    report: RunReport
     asked: _Terminated
 
     def all(self, state: TrainState, first: int) -> TrainState:
@@ -152,7 +155,7 @@ class _Turn:
         return state
 
     def tell(self, late: tuple | None, state: TrainState, now: int) -> None:
-        """Report the step before, once its numbers are there."""
+        """RunReport the step before, once its numbers are there."""
         if late is None:
             return
         n, metrics, clock = late

@@ -37,7 +37,7 @@ class Clock:
         self.parts[part] = self.parts.get(part, 0.0) + time.perf_counter() - begin
 
 
-class Report:
+class RunReport:
     """The metrics of a run, written down and on the terminal; process 0 alone speaks.
 
     The writers get a line a step: `step`, the metrics, and under `time` the seconds since the line before (`turn`), for
@@ -51,7 +51,7 @@ class Report:
         self.chip, self.smooth, self.spoke = chips.here(), None, 0.0
         self.before = time.perf_counter()
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> RunReport:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
         show = self.primary and self.console.is_terminal
         self.bar = Progress(*columns, console=self.console, disable=not show, refresh_per_second=4)

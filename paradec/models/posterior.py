@@ -57,7 +57,7 @@ class _Exact(Denoiser):
 
 
 @struct.dataclass
-class Chain:
+class MarkovChain:
     """The parameters of a `HiddenMarkov`: probabilities, and what is known of each position beforehand."""
 
     start: Float[Array, "V"]
@@ -81,12 +81,12 @@ class HiddenMarkov(_Exact):
         """One past the vocabulary: it can be shown and never proposed."""
         return self.vocab_size
 
-    def specs(self) -> Chain:
+    def specs(self) -> MarkovChain:
         """The parameter tree, a `Spec` at every leaf; draw real ones with `random_chain`."""
         V = self.vocab_size
-        return Chain(start=Spec((V,), ("vocab",), "ones"), transition=Spec((V, V), ("vocab", None), "ones"))
+        return MarkovChain(start=Spec((V,), ("vocab",), "ones"), transition=Spec((V, V), ("vocab", None), "ones"))
 
-    def marginals(self, params: Chain, token: Int[Array, "B S"]) -> Float[Array, "B S V"]:
+    def marginals(self, params: MarkovChain, token: Int[Array, "B S"]) -> Float[Array, "B S V"]:
         """p(x_s | settled tokens, evidence) for every position; `mask_id` stands at open ones."""
         B, S = token.shape
         free = jnp.ones((B, S, self.vocab_size)) if params.evidence is None else params.evidence[:B, :S]
@@ -96,7 +96,7 @@ class HiddenMarkov(_Exact):
         total = jnp.sum(both, axis=-1, keepdims=True)
         return jnp.where(total > TINY, both / jnp.maximum(total, TINY), prior)
 
-    def _smooth(self, params: Chain, seen: Float[Array, "B S V"]) -> Float[Array, "B S V"]:
+    def _smooth(self, params: MarkovChain, seen: Float[Array, "B S V"]) -> Float[Array, "B S V"]:
         messages = self._at_once if self.parallel else self._in_turn
         forward, backward = messages(params.start[None] * seen[:, 0], params.transition, seen[:, 1:])
         return _scaled(forward * backward, law=True)
@@ -136,7 +136,7 @@ def random_chain(
     *,
     sharpness: float = 0.1,
     accuracy: float | Float[Array, ""] = 0.7,
-) -> tuple[Chain, Int32[Array, "B S"]]:
+) -> tuple[MarkovChain, Int32[Array, "B S"]]:
     """A chain with Gamma(sharpness) rows, and for each of `rows` a text with noisy evidence of it.
 
     Evidence: with probability `accuracy` the true token is shown, else a uniform one; accuracy 0 knows nothing.
@@ -155,11 +155,11 @@ def random_chain(
         jax.random.uniform(k_o, text.shape) < accuracy, text, jax.random.randint(k_r, text.shape, 0, vocab)
     )
     evidence = accuracy * jax.nn.one_hot(shown, vocab) + (1 - accuracy) / vocab
-    return Chain(start=jnp.full(vocab, 1 / vocab), transition=transition, evidence=evidence), text
+    return MarkovChain(start=jnp.full(vocab, 1 / vocab), transition=transition, evidence=evidence), text
 
 
 @struct.dataclass
-class Texts:
+class JointTexts:
     """The parameters of a `JointTable`: every text that can occur, and its probability."""
 
     text: Int32[Array, "N S"]
@@ -178,7 +178,7 @@ class JointTable(_Exact):
         """One past the vocabulary: it can be shown and never proposed."""
         return self.vocab_size
 
-    def marginals(self, params: Texts, token: Int[Array, "B S"]) -> Float[Array, "B S V"]:
+    def marginals(self, params: JointTexts, token: Int[Array, "B S"]) -> Float[Array, "B S V"]:
         """p(x_s | settled tokens) for every position; `mask_id` stands at open ones."""
         S = params.text.shape[1]
         token = token[:, :S]

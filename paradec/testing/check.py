@@ -57,7 +57,7 @@ def tiny_of_both(seed: int = 1) -> tuple[NemotronDiffusion, PyTree]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class Case:
     """A method on one model, and what was handed in with it: enough to run any law of the row it came from."""
 
     method: Any
@@ -133,7 +133,7 @@ def _row(method: str | System | Part) -> System:
 
 def trial_of(
     given: System | Any, model: Any, weights: PyTree, *, options: Mapping[str, Any], partner: str = "", **settings: Any
-) -> Trial:
+) -> Case:
     """A row or an object as a method for one model. `partner` is joined to a row that does not stand alone.
 
     Raises what `composition.compose` raises.
@@ -141,25 +141,25 @@ def trial_of(
     eos = (-1, -2) if "prefix" in model.kinds else ()
     if not isinstance(given, System):
         method = composition.around(model, given, eos=eos, **settings)
-        return Trial(method, model, {"target": weights})
+        return Case(method, model, {"target": weights})
     components = sample_components(given, model, weights)
     eos = (3,) if "eos" in given.needs else eos
     names = "+".join(filter(None, (given.name, partner)))
     method = composition.compose(model, names, options, eos=eos, components=components, **settings)
-    return Trial(method, model, {"target": weights} | {name: part.params for name, part in components.items()})
+    return Case(method, model, {"target": weights} | {name: part.params for name, part in components.items()})
 
 
-def run_law(law: str, trial: Trial) -> None:
+def run_law(law: str, trial: Case) -> None:
     """One of `system.LAWS`, on one method and model. Raises `AssertionError`."""
     prefix = "prefix" in trial.model.kinds and _kind(trial) == PREFIX.kind
     (_prefix if prefix else _canvas)(law, trial)
 
 
-def _kind(trial: Trial) -> str:
+def _kind(trial: Case) -> str:
     return trial.method.kind if isinstance(trial.method, Method) else PREFIX.kind
 
 
-def _prefix(law: str, trial: Trial) -> None:
+def _prefix(law: str, trial: Case) -> None:
     model, method, params = trial.model, trial.method, trial.params
     prompt = ragged_prompts(1, model.vocab_size, width=SLOTS)
     if law in ("exact", "greedy"):
@@ -191,7 +191,7 @@ def chi_square(method: Any) -> None:
     laws.chi_square(model, params, tried, [1, 3], how=sampling(1, temperature=1.0))
 
 
-def _canvas(law: str, trial: Trial) -> None:
+def _canvas(law: str, trial: Case) -> None:
     method, params = trial.method, trial.params
     prompt = canvas_laws.prompts(trial.model.vocab_size - 1)
     match law:

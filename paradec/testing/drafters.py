@@ -24,7 +24,7 @@ def look(text: Int[Array, "B S"], position: Int[Array, "B K"]) -> Int[Array, "B 
 
 
 @struct.dataclass
-class Chain(ChainDrafter):
+class FixedChain(ChainDrafter):
     """What the chain drafters share: `num_draft` tokens, no carry, no taps."""
 
     num_draft: int = struct.field(pytree_node=False)
@@ -44,7 +44,7 @@ class Chain(ChainDrafter):
 
 
 @struct.dataclass
-class Random(Chain):
+class Random(FixedChain):
     """Uniform tokens, keyed by position: right once in `vocab` times."""
 
     def propose(self, params: PyTree, state: DecodeState) -> tuple[Tree, PyTree]:
@@ -53,7 +53,7 @@ class Random(Chain):
 
 
 @struct.dataclass
-class Oracle(Chain):
+class OracleDrafter(FixedChain):
     """Knows `text`, what the target will say; each token it drafts is right with probability `accuracy`.
 
     The coin of a position is keyed, and a coin that was looked at belongs to a committed position: so coins are
@@ -64,7 +64,7 @@ class Oracle(Chain):
     accuracy: Float[Array, ""] = struct.field(kw_only=True)
 
     @classmethod
-    def of(cls, text: Int[Array, "B S"], num_draft: int, vocab: int, accuracy: float = 1.0) -> Oracle:
+    def of(cls, text: Int[Array, "B S"], num_draft: int, vocab: int, accuracy: float = 1.0) -> OracleDrafter:
         """The oracle with `accuracy` as a leaf; 0 makes the adversary, whose every token is wrong."""
         return cls(num_draft, vocab, text=jnp.asarray(text), accuracy=jnp.float32(accuracy))
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from paradec.types import Model, Output, Rows
 
 
-class Plan(NamedTuple):
+class ReadingPlan(NamedTuple):
     """A ragged schedule of C calls: how many tokens each row keeps, and where they stand among the call's nodes."""
 
     count: Int[np.ndarray, "C B"]
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     depth: Int[np.ndarray, "C B N"]
 
 
-def plan(seed: int, calls: int, batch: int, most: int, nodes: int) -> Plan:
+def plan(seed: int, calls: int, batch: int, most: int, nodes: int) -> ReadingPlan:
     """A random schedule: in each call each row keeps 0 to `most` nodes of a random tree of `nodes`.
 
     The kept nodes are a path from node 0 at increasing places; the rest hang anywhere before them or are unused.
@@ -42,12 +42,12 @@ def plan(seed: int, calls: int, batch: int, most: int, nodes: int) -> Plan:
         depth[:, n] = np.where(parent[:, n] == n, 0, above + 1)
     count = rng.integers(0, most + 1, (calls, batch))
     shape = lambda x: np.asarray(x.reshape(calls, batch, -1), np.int32)
-    return Plan(np.asarray(count, np.int32), shape(path), shape(parent), shape(depth))
+    return ReadingPlan(np.asarray(count, np.int32), shape(path), shape(parent), shape(depth))
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def replay(
-    model: Model, params: PyTree, token: Int[Array, "B T"], plan: Plan, chain: bool, taps: tuple[int, ...]
+    model: Model, params: PyTree, token: Int[Array, "B T"], plan: ReadingPlan, chain: bool, taps: tuple[int, ...]
 ) -> tuple[Output, Int[Array, "C B"], PyTree]:
     """Read `token` by the plan, junk on every other node: outputs along each path, where each call began, the cache.
 
@@ -56,7 +56,7 @@ def replay(
     batch, nodes = plan.parent.shape[1:]
     cache = model.init_cache(batch, token.shape[1] + nodes)
 
-    def call(cache: PyTree, step: Plan) -> tuple[PyTree, tuple[Output, Array]]:
+    def call(cache: PyTree, step: ReadingPlan) -> tuple[PyTree, tuple[Output, Array]]:
         path = jnp.arange(step.path.shape[1])[None] * jnp.ones_like(step.path) if chain else step.path
         depth = path if chain else step.depth
         at = cache.length[:, None] + depth
@@ -73,7 +73,7 @@ def replay(
 
 
 def cache(
-    model: Model, params: PyTree, token: Int[Array, "B T"], plan: Plan, *, chain: bool, atol: float = 1e-4
+    model: Model, params: PyTree, token: Int[Array, "B T"], plan: ReadingPlan, *, chain: bool, atol: float = 1e-4
 ) -> None:
     """Any ragged split of a text into extend and commit calls is one forward: logits, hidden states and taps.
 

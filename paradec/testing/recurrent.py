@@ -48,7 +48,7 @@ class Layers:
 
 
 @struct.dataclass
-class Weights:
+class RecurrenceWeights:
     """The parameter tree of a `GatedRecurrence`. `head` is None where it is tied to `embed`."""
 
     embed: Float[Array, "V D"]
@@ -72,7 +72,7 @@ class GatedRecurrence(Model):
     mlp_width: int
     tied: bool = True
 
-    def specs(self) -> Weights:
+    def specs(self) -> RecurrenceWeights:
         """The parameter tree, a `Spec` at every leaf."""
         L, D, F, V = self.num_layers, self.width, self.mlp_width, self.vocab_size
         branch = (2 * L) ** -0.5  # keeps the residual stream's variance independent of depth
@@ -85,7 +85,9 @@ class GatedRecurrence(Model):
             down=Spec((L, F, D), ("layers", "mlp", "embed"), branch * F**-0.5),
         )
         table = Spec((V, D), ("vocab", "embed"), D**-0.5)
-        return Weights(embed=table, layers=layers, norm=Spec((D,), (None,), "ones"), head=None if self.tied else table)
+        return RecurrenceWeights(
+            embed=table, layers=layers, norm=Spec((D,), (None,), "ones"), head=None if self.tied else table
+        )
 
     def sizes(self) -> Sizes:
         """The numbers that formulas need."""
@@ -96,7 +98,9 @@ class GatedRecurrence(Model):
         lookup = () if self.tied else ("embed",)
         return Stacks(layers=(("layers", self.num_layers),), lookup=lookup, norm="norm")
 
-    def forward(self, params: Weights, token: Int[Array, "B T"], *, taps: tuple[int, ...] = (), **facts: Any) -> Output:
+    def forward(
+        self, params: RecurrenceWeights, token: Int[Array, "B T"], *, taps: tuple[int, ...] = (), **facts: Any
+    ) -> Output:
         """Whole sequences at once. There is no mask to choose: a recurrence is causal, so other facts are refused."""
         if facts:
             raise TypeError(f"A recurrence has no use for {', '.join(facts)}: it reads from left to right.")
@@ -112,7 +116,7 @@ class GatedRecurrence(Model):
 
     def extend(
         self,
-        params: Weights,
+        params: RecurrenceWeights,
         cache: State,
         rows: Rows,
         pending: StateDelta | None = None,
@@ -141,7 +145,7 @@ class GatedRecurrence(Model):
         logits = hidden @ self.unembed(params).T
         return Output(logits=logits, hidden=hidden, taps=tuple(every[i] for i in taps)), StateDelta(h=h)
 
-    def unembed(self, params: Weights) -> Float[Array, "V D"]:
+    def unembed(self, params: RecurrenceWeights) -> Float[Array, "V D"]:
         """The vocabulary head: what `Output.hidden` is multiplied with."""
         return params.embed if params.head is None else params.head
 

@@ -18,7 +18,7 @@ _ROOM = 1.25
 """Length of a panel over that of its longest bar: the number stands behind the bar."""
 
 
-class Method(Protocol):
+class MethodRow(Protocol):
     """What a bar needs to be drawn; see `comparison.Entry`."""
 
     method: str
@@ -82,7 +82,7 @@ def caption(report: Compared) -> str:
     return f"{first}\n{report.extent}{rounds}{spread}, on {report.device}"
 
 
-def _speeds(axes: Axes, methods: Sequence[Method]) -> None:
+def _speeds(axes: Axes, methods: Sequence[MethodRow]) -> None:
     """The panel of speed-ups, with the spread over rounds and a line where plain decoding is."""
     hues = [_REFERENCE, *(_FASTER if m.speedup >= 1 else _SLOWER for m in methods[1:])]
     tops = [max((m.speedup, *m.speedups)) for m in methods]
@@ -106,7 +106,7 @@ def _bars(axes: Axes, values: list[float], hues: list[str], form: str, tops: lis
     axes.set_ylim(len(values) - 0.5, -0.5)
 
 
-def _names(axes: Axes, methods: Sequence[Method]) -> None:
+def _names(axes: Axes, methods: Sequence[MethodRow]) -> None:
     """Every method's name, and under it what it promises or has broken."""
     axes.set_yticks(range(len(methods)), [""] * len(methods))
     left = {

@@ -9,7 +9,7 @@ import pytest
 
 from paradec.composition import compose
 from paradec.decode import loop
-from paradec.decode.canvas_cache import Causal, Whole
+from paradec.decode.canvas_cache import CausalCache, Whole
 from paradec.decode.sampling import row_keys, sampling
 from paradec.errors import InputError
 from paradec.models.block_diffusion import BlockDiffusion
@@ -24,7 +24,7 @@ ENDS = LENGTHS + (LIMITS - LENGTHS) // BLOCK * BLOCK  # whole blocks from the pr
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class CausalText(BlockDiffusion):
-    """Causal before the open block; what is seen is in the rows' places, so the base needs to know nothing."""
+    """CausalCache before the open block; what is seen is in the rows' places, so the base needs to know nothing."""
 
     causal_cache = True
 
@@ -85,7 +85,7 @@ def whole():
 @pytest.mark.parametrize("wait", [True, False])
 def test_the_cache_changes_no_token(whole, wait):
     m, params = method(wait=wait)
-    assert isinstance(m.cache, Causal), "it is the default of such a model"
+    assert isinstance(m.cache, CausalCache), "it is the default of such a model"
     kept = decode(m, params, limit=ENDS, chunk=1)
     same(whole, kept)
     opened = np.asarray(kept.stats.refreshes)
@@ -104,7 +104,7 @@ def test_a_call_on_an_open_block_leaves_the_cache():
     jax.tree.map(np.testing.assert_array_equal, called.cache, state.cache)
 
 
-class KeepsTheCanvas(Causal):
+class KeepsTheCanvas(CausalCache):
     """A mutant: keys of the open block are stored too."""
 
     def opening(self, target, state):
@@ -116,7 +116,7 @@ class KeepsTheCanvas(Causal):
         return (span._replace(new=span.end),)
 
 
-class NeverReadsAgain(Causal):
+class NeverReadsAgain(CausalCache):
     """A mutant: the block before is not read again in its final form."""
 
     def opening(self, target, state):

@@ -17,7 +17,7 @@ from paradec.decode.speculative import speculative
 from paradec.decode.verify import Rejection
 from paradec.ops.mask import ancestors
 from paradec.testing import laws, tiny_table, tiny_transformer
-from paradec.testing.drafters import Oracle
+from paradec.testing.drafters import OracleDrafter
 from paradec.types import OPEN, Prompt, Rows
 
 VOCAB = 64
@@ -121,7 +121,7 @@ def test_tokens_per_call_of_an_oracle_that_errs():
     prompt = prompts(*[[r % VOCAB] for r in range(rows)])
     text = (jnp.arange(rows)[:, None] + jnp.arange(128)[None]) % VOCAB
     for a in (0.3, 0.8):
-        method = speculative(model, Oracle.of(text, k, VOCAB, accuracy=a))
+        method = speculative(model, OracleDrafter.of(text, k, VOCAB, accuracy=a))
         state = laws.decode(params, method, prompt, limit=prompt.length + new)
         each = np.concatenate([sizes(state, b)[:-1] for b in range(rows)])  # the last call is cut by the limit
         p = np.append((1 - a) * a ** np.arange(k), a**k)

@@ -17,7 +17,7 @@ from paradec.decode.speculative import speculative
 from paradec.models.heads import DraftHeads, HeadWeights, MedusaHeads
 from paradec.models.ranked_tree import best_first
 from paradec.testing import laws, ragged_prompts, tiny_recurrence, tiny_transformer
-from paradec.testing.drafters import Oracle, Random, RandomTree, TapReader
+from paradec.testing.drafters import OracleDrafter, Random, RandomTree, TapReader
 
 VOCAB, SLOTS = 97, 128
 PROMPT = ragged_prompts(1, VOCAB, width=SLOTS)
@@ -41,8 +41,8 @@ DRAFTERS = {
     "unrelated draft": lambda model, text: DraftModel(model=other(model)[0], num_draft=2),
     "medusa": lambda model, text: Medusa(heads=HEADS, tree=TREE, base=model),
     "random": lambda model, text: Random(3, VOCAB),
-    "oracle": lambda model, text: Oracle.of(text, 3, VOCAB),
-    "adversary": lambda model, text: Oracle.of(text, 3, VOCAB, accuracy=0.0),
+    "oracle": lambda model, text: OracleDrafter.of(text, 3, VOCAB),
+    "adversary": lambda model, text: OracleDrafter.of(text, 3, VOCAB, accuracy=0.0),
     "tree": lambda model, text: RandomTree(text, VOCAB, width=32),
     "taps": lambda model, text: TapReader(text),
 }
@@ -155,7 +155,7 @@ def test_other_values_do_not_trace_again():
     for seed, temperature, new, eos in ((0, 0.0, 5, (1, 2)), (1, 0.7, 9, (3, 4))):
         model, weights = tiny_transformer(seed)
         params, prompt = {"target": weights}, ragged_prompts(seed, VOCAB, width=SLOTS)
-        method = speculative(model, Oracle.of(prompt.token, 3, VOCAB, accuracy=temperature), eos=eos)
+        method = speculative(model, OracleDrafter.of(prompt.token, 3, VOCAB, accuracy=temperature), eos=eos)
         how, key = sampling(5, temperature=temperature, top_k=seed), row_keys(seed, range(5))
         state = loop.start(method, params, prompt, prompt.length + new, key, how, slots=SLOTS, chunk=8)
         calls.append((method, params, state))

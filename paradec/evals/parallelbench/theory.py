@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradec.errors import InputError
-from paradec.models.posterior import JointTable, Texts
+from paradec.models.posterior import JointTable, JointTexts
 
 OPERATIONS = ("copy", "reverse", "sort", "replace", "shuffle", "insert", "remove")
 """The last four happen at random places; the others have one answer."""
@@ -55,11 +55,11 @@ def answers(operation: str, items: int) -> np.ndarray:
     return np.asarray(found, np.int32)
 
 
-def table(operation: str, items: int) -> tuple[JointTable, Texts]:
+def table(operation: str, items: int) -> tuple[JointTable, JointTexts]:
     """The exact denoiser of an operation, whose canvas is the answer alone."""
     texts = answers(operation, items)
     weight = np.full(len(texts), 1 / len(texts), np.float32)
-    return JointTable(items + 1), Texts(text=jnp.asarray(texts), weight=jnp.asarray(weight))
+    return JointTable(items + 1), JointTexts(text=jnp.asarray(texts), weight=jnp.asarray(weight))
 
 
 def total_correlation(texts: np.ndarray) -> float:

@@ -25,7 +25,7 @@ LEAST = 1e-3
 """The smallest share of tokens that is hidden: below it 1 / share would drown everything else."""
 
 
-class View(NamedTuple):
+class StreamView(NamedTuple):
     """One noisy look at a batch: the tokens shown, which of them are hidden, and what each counts."""
 
     token: Int[Array, "B T"]
@@ -66,7 +66,7 @@ class Noise:
 
     def views(
         self, key: jax.Array, token: Int[Array, "B T"], learn: Bool[Array, "B T"], mask_id: int
-    ) -> tuple[View, ...]:
+    ) -> tuple[StreamView, ...]:
         """One view of a batch, or two that hide complements of each other; only tokens in `learn` are ever hidden.
 
         Consumes the key.
@@ -79,7 +79,7 @@ class Noise:
         hidden = learn & (jax.random.uniform(hide_key, (B, T)) < share)
         plain = self.even or self.pair or self.low > 0.5
         weight = jnp.ones_like(share) if plain else 1 / share
-        show = lambda hidden: View(jnp.where(hidden, mask_id, token), hidden, weight)
+        show = lambda hidden: StreamView(jnp.where(hidden, mask_id, token), hidden, weight)
         return (show(hidden), show(learn & ~hidden)) if self.pair else (show(hidden),)
 
     def _shares(self, key: jax.Array, count: int) -> Float[Array, "N"]:
@@ -113,7 +113,7 @@ class Masked:
             right, hidden = right + jnp.sum(best * count), hidden + jnp.sum(count)
         return Loss(loss, jnp.sum(learn, dtype=jnp.float32), {"accuracy": Share(right, hidden)})
 
-    def logits(self, weights: PyTree, view: View, batch: TextBatch) -> Float[Array, "B T V"]:
+    def logits(self, weights: PyTree, view: StreamView, batch: TextBatch) -> Float[Array, "B T V"]:
         """What the model says of every token, each at its own place, and never the mask."""
         facts: dict[str, Any] = {"remat": True} if self.remat else {}
         if self.model.block:
