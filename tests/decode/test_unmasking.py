@@ -409,5 +409,5 @@ def test_more_bad_input():
 
 def test_every_part_says_what_it_is():
     slots = {part.slot for part in PARTS.values()}
-    assert slots == {"select", "rewrite", "region", "stop", "cut", "wrap"} and len(PARTS) == 17
+    assert slots == {"select", "rewrite", "region", "stop", "cut", "wrap"} and len(PARTS) == 18
     assert PARTS["oracle"].make is Oracle

@@ -25,6 +25,7 @@ from paradec.decode.unmasking.oracle import Oracle
 from paradec.decode.unmasking.prophet import Prophet
 from paradec.decode.unmasking.quota import Quota
 from paradec.decode.unmasking.regions import Blocks, Everything
+from paradec.decode.unmasking.renoise import Renoise
 from paradec.decode.unmasking.threshold import Threshold
 from paradec.decode.unmasking.time_grid import TimeGrid
 from paradec.decode.unmasking.wino import Wino
@@ -86,6 +87,7 @@ PARTS: Mapping[str, Part] = {
         Part("local_leap", "select", "LocalLeap", "2510.07081", LocalLeap.of),
         Part("learned_filter", "select", "Learn2PD: learned filter", "2509.25188", _filter),
         Part("wino", "select", "WINO", "2507.18578", Wino.of),
+        Part("renoise", "select", "DiffusionGemma: noise drawn anew", None, Renoise.of),
         Part("oracle", "select", "Extremely greedy parallel decoding", "2509.25188", Oracle),
         Part("credit", "rewrite", "CreditDecoding", "2510.06133", Credit.of),
         Part("ada_block", "region", "AdaBlock", "2509.26432", AdaBlock.of),
@@ -207,6 +209,7 @@ def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
     reads, shadows, keeps = fact(select, "reads"), fact(select, "shadows"), method.cache.keeps
     whole = [chosen[slot].name for slot in ("stop", "cut") if slot in chosen]
     name = chosen["select"].name if "select" in chosen else "quota"
+    noisy = fact(select, "noise") is not None
     problems = (
         (bool(reads) and region.reach != reads, f"{name} was trained for blocks of {reads}; give block={reads}."),
         (
@@ -220,6 +223,23 @@ def check(method: Canvas, chosen: Mapping[str, Part]) -> None:
         (
             bool(whole) and target.causal_cache,
             f"{' and '.join(whole)} must see the whole canvas; this model reads one block of it at a time.",
+        ),
+        (
+            noisy and target.mask_id is not None,
+            f"{name} shows a model noise where nothing is settled, and this one was trained with a mask there.",
+        ),
+        (
+            not noisy and target.mask_id is None,
+            f"{name} leaves open positions to a mask token, and this model has none: take renoise.",
+        ),
+        ("wrap" in chosen and noisy, f"freedave cannot guess the noise that {name} will draw."),
+        (
+            bool(target.conditioned) and region.reach != target.block,
+            f"This model is told of its whole block of {target.block} in every call: leave out block.",
+        ),
+        (
+            bool(target.conditioned) and "rewrite" in chosen,
+            "credit rewrites logits, and this model is told in the next call of those that it gave.",
         ),
         (
             "wrap" in chosen and fact(select, "revocable"),
