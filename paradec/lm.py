@@ -48,6 +48,7 @@ class LanguageModel:
     """A model, its weights and its tokenizer. Compiled programs and opened parts are kept; any field may be replaced.
 
     `defaults` are the fields of a `Request` that the model's own files ask for; a caller who wants them passes them on.
+    `method_args` are options of methods, by their names, that these files set; a caller's own win over them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class LanguageModel:
     decoders: dict[Any, Program] = dataclasses.field(default_factory=dict)
     parts: dict[Any, parts.Kept] = dataclasses.field(default_factory=dict)
     layouts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    method_args: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -236,6 +238,8 @@ class LanguageModel:
         if (ask.logprobs or 0) > (words := self.model.vocab_size):
             raise InputError(f"logprobs asks for the {ask.logprobs} likeliest of {words} tokens; lower it.")
         options = options_of(method_args)
+        if ask.method == "ar" and (usual := getattr(self.model, "usual", "")):  # what nobody chose
+            ask = dataclasses.replace(ask, method=usual)
         if not isinstance(ask.method, str):
             method, needs = self._built(ask, options)
         elif catalog.unmasks(ask.method) or catalog.denoises(self.model):
@@ -256,7 +260,7 @@ class LanguageModel:
         if not catalog.unmasks(ask.method):
             raise InputError(f"{self.name} is a diffusion model: choose an unmasking rule, such as quota or threshold.")
         self._check_canvas(ask)
-        given = parts.opened(self, options)
+        given = parts.opened(self, self.method_args.get(ask.method, {}) | options)
         engine = {name: given[name] for name in ENGINE if name in given}
         rules = {name: value for name, value in given.items() if name not in ENGINE}
         eos = () if ask.ignore_eos else self.tokenizer.eos_ids

@@ -11,11 +11,13 @@ import numpy as np
 from paradec.console import say, track
 from paradec.errors import InputError
 from paradec.io import gguf, hf
+from paradec.io.diffusion_gemma import read_denoising
 from paradec.io.generation_config import read_defaults
 from paradec.io.names import check_dtype
 from paradec.io.resolve import resolve
 from paradec.io.tokenizer import Tokenizer
 from paradec.lm import LanguageModel
+from paradec.models.diffusion_gemma import DiffusionGemma
 
 
 def load(
@@ -48,7 +50,8 @@ def load(
         tokenizer, defaults = Tokenizer.from_gguf(file.metadata), {}
     else:
         raise InputError(f"{name} is a GGUF file, and mask_id and block belong to diffusion models. Leave them out.")
-    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), tokenizer, defaults)
+    own = {"renoise": read_denoising(source.path)} if isinstance(model, DiffusionGemma) else {}
+    lm = LanguageModel(name, model, jax.tree.map(jnp.asarray, weights), tokenizer, defaults, method_args=own)
     if check:
         check_checkpoint(lm)
     return lm

@@ -17,22 +17,13 @@ from paradec.decode.unmasking.renoise import Past, Renoise
 from paradec.errors import InputError
 from paradec.types import OPEN, Prompt
 from tests.decode.canvases import decode, denoiser, differs, same
-from tests.diffusion_gemma import fixture
+from tests.diffusion_gemma import calm, fixture
 from tests.models.test_diffusion_gemma import Passes
 
 BLOCK, SLOTS, VOCAB = 6, 32, 64
 LENGTHS = np.asarray([7, 1, 3, 12])
 ENDS = LENGTHS + BLOCK * np.asarray([3, 2, 3, 1])
 RULE = {"steps": 7, "gamma": 2.0, "t_min": 0.4, "t_max": 0.8, "stability": 1, "confidence": 1.5}
-
-
-@cache
-def calm():
-    """The fixture with layers that say less than the tokens themselves, so that blocks end at different steps."""
-    model, w = fixture()
-    less = lambda x: x.replace(attn_post_norm=x.attn_post_norm * 0.5, post_norm=x.post_norm * 0.5)
-    told = w.conditioning.replace(down=w.conditioning.down * 0.3)
-    return model, w.replace(norm=w.norm * 3, conditioning=told, local=less(w.local), full=less(w.full))
 
 
 def method(options=None, **engine):
