@@ -382,7 +382,7 @@ class DiffusionGemma:
     def _mlp(self, w: GemmaBlocks, x: Array) -> Array:
         """The plain MLP and the experts, side by side. The router reads the stream itself, normed without a weight."""
         plain = self._norm(self._gated(self._norm(x, w.mlp_norm), w.gate_up, w.down), w.mlp_post_norm)
-        by = (self._norm(x, None) * w.router_scale[None, None] * self.width**-0.5).astype(x.dtype)
+        by = self._norm(x, None).astype(jnp.float32) * w.router_scale[None, None] * self.width**-0.5
         routed = self.experts.mix(w.experts, self._norm(x, w.expert_norm), gelu, by)
         return x + self._norm(plain + self._norm(routed, w.expert_post_norm), w.post_norm)
 

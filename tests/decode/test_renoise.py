@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -13,8 +14,10 @@ from paradec.decode import loop
 from paradec.decode.canvas_cache import Causal
 from paradec.decode.sampling import NEXT, NOISE, gumbel, integers, row_keys, sampling
 from paradec.decode.unmasking.compose import compose
+from paradec.decode.unmasking.eb import bounded
 from paradec.decode.unmasking.renoise import Past, Renoise
 from paradec.errors import InputError
+from paradec.models.posterior import JointTable, Texts
 from paradec.types import OPEN, Prompt
 from tests.decode.canvases import decode, denoiser, differs, same
 from tests.diffusion_gemma import calm, fixture
@@ -90,7 +93,11 @@ def together():
     return decoded()
 
 
-@pytest.mark.parametrize("changes", [{}, {"stability": 2, "gamma": 5.0}, {"stability": 0, "confidence": 1.0}])
+SLOW = [pytest.param({"stability": 2, "gamma": 5.0}, marks=pytest.mark.slow),
+        pytest.param({"stability": 0, "confidence": 1.0}, marks=pytest.mark.slow)]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, *SLOW])
 def test_texts_and_calls_of_the_loop_written_out(changes):
     state, keys = decoded(changes), row_keys(0, range(len(LENGTHS)))
     stops = []
@@ -143,6 +150,22 @@ def test_the_cache_changes_nothing():
     same(together(), decoded(wait=False))
 
 
+def test_half_of_the_digits():
+    """In bfloat16 too every type fits, and what is written are tokens that depend on what was read."""
+    model, weights = calm()
+    narrow = dataclasses.replace(model, dtype="bfloat16")
+    kept = jax.tree.map(lambda s: s.dtype, narrow.specs(), is_leaf=lambda s: hasattr(s, "init"))
+    m = compose(narrow, "renoise", RULE)
+    state = decode(
+        m, {"target": jax.tree.map(lambda x, dtype: x.astype(dtype), weights, kept)}, texts(), ENDS, slots=32
+    )
+    assert state.carry.condition.dtype == jnp.bfloat16 and state.cache.full.k.dtype == jnp.bfloat16
+    assert np.asarray(state.done).all() and (np.asarray(state.length) == ENDS).all()
+    new = np.concatenate([state.tokens[b, n : ENDS[b]] for b, n in enumerate(LENGTHS)])
+    old = np.concatenate([together().tokens[b, n : ENDS[b]] for b, n in enumerate(LENGTHS)])
+    assert (new == old).mean() > 0.3, "far more than chance, 1 in 64"
+
+
 def test_another_seed_is_another_text():
     assert differs(together(), decoded(key=row_keys(1, range(len(LENGTHS)))))
 
@@ -170,6 +193,44 @@ def test_the_entropy_of_a_law_that_is_computed_anew():
     view = m.look(state, reply)
     found = jax.jit(lambda v, heat: v.replace(law=v.logits / heat).entropy)(view, jnp.float32(0.7))
     np.testing.assert_allclose(found, entropy(np.asarray(view.logits, np.float64) / np.float32(0.7)), rtol=1e-4)
+
+
+# What is kept together.
+
+
+def joint_entropy(text, weight, positions):
+    """Of the tokens at these positions, in nats, from the list of all texts."""
+    _, which = np.unique(text[:, positions], axis=0, return_inverse=True)
+    p = np.bincount(which.ravel(), weights=weight)
+    return -(p[p > 0] * np.log(p[p > 0])).sum()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.7, 1.6, 1e6])
+def test_what_is_kept_tells_of_each_other_no_more_than_the_bound(gamma):
+    """On exact laws: marginal entropies of the kept, less their joint one, is what drawing them apart loses."""
+    model, text = JointTable(3), np.stack(np.meshgrid(*[range(3)] * 5), axis=-1).reshape(-1, 5)
+    masks, among = jnp.full((1, 5), 3), jnp.ones((1, 5), bool)
+
+    @jax.jit
+    def kept(weight):
+        law = jnp.log(model.marginals(Texts(text=jnp.asarray(text, jnp.int32), weight=weight), masks))
+        nats = -jnp.sum(jnp.exp(law) * law, axis=-1)
+        return nats[0], bounded(nats, among, jnp.float32(gamma))[0]
+
+    sizes, lost = set(), []
+    for seed in range(25):
+        weight = np.random.default_rng(seed).gamma(0.006, size=len(text)) + 1e-6
+        weight /= weight.sum()
+        nats, held = map(np.asarray, kept(jnp.asarray(weight, jnp.float32)))
+        chosen = np.flatnonzero(held)
+        spent = nats[chosen].sum() - nats[chosen].max()
+        loss = nats[chosen].sum() - joint_entropy(text, weight, chosen)
+        assert -1e-4 < loss <= spent + 1e-4 and spent <= gamma + 1e-6
+        rest = np.sort(nats[~held])
+        assert not len(rest) or (rest[0] >= nats[chosen].max() and nats[chosen].sum() > gamma), "one more fits"
+        sizes, lost = sizes | {len(chosen)}, [*lost, loss]
+    assert sizes == ({1} if gamma == 0 else {5} if gamma == 1e6 else sizes) and (len(sizes) > 1) is (0 < gamma < 9)
+    assert gamma == 0 or max(lost) > 0.1, "the kept depend on each other, so the bound was tried"
 
 
 # Limits of the rule.
