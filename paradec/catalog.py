@@ -31,6 +31,7 @@ from paradec.decode.unmasking import (
     oracle,
     prophet,
     quota,
+    renoise,
     threshold,
     time_grid,
     wino,
@@ -40,7 +41,8 @@ from paradec.system import RULE, SLOTS, System
 
 MODULES = (
     *(ar, prompt_lookup, jacobi, lookahead, draft_model, medusa, linear_speculation, verify),
-    *(quota, time_grid, threshold, factor, entropy, eb, klass, hierarchical, local_leap, learned_filter, wino, oracle),
+    *(quota, time_grid, threshold, factor, entropy, eb, klass, hierarchical, local_leap, learned_filter, wino),
+    *(renoise, oracle),
     *(credit, ada_block, prophet, freedave),
 )
 SYSTEMS: Mapping[str, System] = {row.name: row for module in MODULES for row in module.SYSTEMS}
@@ -177,7 +179,7 @@ def entry(row: System) -> str:
     greedy, sampled = (whose[promise] for promise in row.exact_to)
     tokens = greedy if greedy == sampled else f"{greedy} at temperature 0, {sampled} above"
     source = f" ({paper(row.arxiv)})" if row.arxiv else ""
-    lines = [f"### `{row.name}`", f"{row.title}{source}. {row.about}", f"* Its tokens are {tokens}."]
+    lines = [f"### `{row.name}`", f"{row.title}{source}.\n\n{row.about}", f"* Its tokens are {tokens}."]
     lines += [f"* It needs {' and '.join(NEEDED[name] for name in row.components)}."] if row.components else []
     for option in row.options.values():
         usual = option.unset if option.default is None else option.default

@@ -205,6 +205,17 @@ def problems(method: Canvas, rows: Mapping[str, System]) -> Iterable[str]:
         yield f"{' and '.join(whole)} must see the whole canvas; cache '{method.cache.name}' recomputes a part of it."
     if whole and target.causal_cache:
         yield f"{' and '.join(whole)} must see the whole canvas; this model reads one block of it at a time."
+    if select.noisy and target.mask_id is not None:
+        yield f"{name} shows a model noise where nothing is settled, and this one was trained with a mask there."
+    if not select.noisy and target.mask_id is None:
+        yield f"{name} leaves open positions to a mask token, and this model has none: take renoise."
+    if "wrap" in rows and select.noisy:
+        yield f"{rows['wrap'].name} cannot guess the noise that {name} will draw."
+    if target.conditioned and region.reach != target.block:
+        yield f"This model is told of its whole block of {target.block} in every call: leave out block."
+    if target.conditioned and "rewrite" in rows:
+        own = rows["rewrite"].name
+        yield f"{own} rewrites logits, and this model is told in the next call of those that it gave."
     if "wrap" in rows and select.revocable:
         yield f"{rows['wrap'].name} needs a rule that never takes back a token, and {name} does."
     if "wrap" in rows and select.shadows:

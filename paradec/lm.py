@@ -48,7 +48,8 @@ class LanguageModel:
 
     What was compiled, opened or laid out is kept in `decoders`, `components` and `layouts`, each under all that it
     depends on, so that a replaced one may share them. `defaults` are the fields of a `Request` that the model's own
-    files ask for; a caller who wants them passes them on.
+    files ask for; a caller who wants them passes them on. `method_args` are options of methods, by their names, that
+    these files set; a caller's own win over them.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LanguageModel:
     decoders: dict[Any, CompiledProgram] = dataclasses.field(default_factory=dict)
     components: dict[Any, components.Kept] = dataclasses.field(default_factory=dict)
     layouts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    method_args: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -236,6 +238,8 @@ class LanguageModel:
         """The method with these options, on the weights as they are now. What it compiles is kept for others."""
         if (ask.logprobs or 0) > (words := self.model.vocab_size):
             raise InputError(f"logprobs asks for the {ask.logprobs} likeliest of {words} tokens; lower it.")
+        if ask.method == "ar" and self.model.usual:  # what nobody chose
+            ask = dataclasses.replace(ask, method=self.model.usual)
         method, needs = methods.method_for(self, ask, options_of(method_args))
         weights, title = {"target": self.params} | needs, composition.title(ask.method)
         return Decoder(title, method, weights, self.decoders, layouts=self.layouts)

@@ -25,7 +25,8 @@ def load(
     whether such a model sees and speaks of the positions that its config declares. Raises a `ParadecError` that says
     what to do where the name is unknown, a file is damaged, or the network is needed and missing.
     """
-    lm = LanguageModel(*read(name, dtype=dtype, progress=progress, mask_id=mask_id, block=block))
+    found = read(name, dtype=dtype, progress=progress, mask_id=mask_id, block=block)
+    lm = LanguageModel(**found._asdict())
     if check:
         check_checkpoint(lm)
     return lm

@@ -42,6 +42,7 @@ def _composed(lm: LanguageModel, ask: Request, names: str, options: dict[str, An
             given = [options.pop(key) for key in (name, f"{row.name}.{name}") if key in options]
             component = components.opened(lm, name, next(iter(given), None))
             found |= {} if component is None else {name: component}
+    options = lm.method_args.get(names, {}) | options
     method = composition.compose(lm.model, names, options, components=found, **_ends(lm, ask))
     return method, {} if engine.binds else {name: component.params for name, component in found.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,13 @@ from jaxtyping import PyTree
 from paradec.console import say, track
 from paradec.errors import InputError
 from paradec.io import gguf, hf
-from paradec.io.generation_config import read_defaults
+from paradec.io.diffusion_gemma import read_denoising
+from paradec.io.generation_config import read_defaults, read_policy
 from paradec.io.names import check_dtype
 from paradec.io.resolve import resolve
 from paradec.io.tokenizer import Tokenizer
+from paradec.models.diffusion_gemma import DiffusionGemma
+from paradec.models.nemotron_diffusion import NemotronDiffusion
 
 
 class Pretrained(NamedTuple):
@@ -26,6 +30,8 @@ class Pretrained(NamedTuple):
     params: PyTree
     tokenizer: Tokenizer
     defaults: dict[str, Any]
+    method_args: dict[str, dict[str, Any]]
+    """Options of methods, by their names, that the model's own files set."""
 
 
 def read(
@@ -46,7 +52,18 @@ def read(
         tokenizer, defaults = Tokenizer.from_gguf(file.metadata), {}
     else:
         raise InputError(f"{name} is a GGUF file, and mask_id and block belong to diffusion models. Leave them out.")
-    return Pretrained(name, model, jax.tree.map(jnp.asarray, weights), tokenizer, defaults)
+    own = _method_args(source.path, model)
+    return Pretrained(name, model, jax.tree.map(jnp.asarray, weights), tokenizer, defaults, own)
+
+
+def _method_args(folder: Path, model: Any) -> dict[str, dict[str, Any]]:
+    """What the generation_config.json of a model says of the rule that it was published with."""
+    if isinstance(model, DiffusionGemma):
+        return {"renoise": read_denoising(folder)}
+    if isinstance(model, NemotronDiffusion):
+        rule, options = read_policy(folder, model.block)
+        return {rule: options} if options else {}
+    return {}
 
 
 def read_tokenizer(name: str, *, progress: bool = True) -> Tokenizer:

@@ -84,8 +84,8 @@ class Option(NamedTuple):
 class System:
     """A published system. `make` and `needs` are described at the top of this file.
 
-    `about` is the idea and its equation, `options` the meaning of each option, `cost` what a call costs beside plain
-    decoding's, `proof` the command that repeats its small-scale proof. Raises `ValueError` for a row that contradicts
+    `meanings` says what each option means, `cost` what a call costs beside plain decoding's, `proof` is the command that
+    repeats its small-scale proof; what the system does is the docstring of the class that it makes. Raises `ValueError` for a row that contradicts
     itself, such as one without laws.
     """
 
@@ -99,7 +99,6 @@ class System:
     family: str = "unmasking"
     needs: tuple[str, ...] = ()
     exact_to: ExactTo = ExactTo()
-    about: str = ""
     cost: str = ""
     meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -111,6 +110,11 @@ class System:
     def made(self) -> type:
         """The class of what `make` returns."""
         return self.make if isinstance(self.make, type) else self.make.__self__  # pyright: ignore[reportFunctionMemberAccess]
+
+    @property
+    def about(self) -> str:
+        """What it does, with its equation, its source and where it departs from it: the docstring of its class."""
+        return inspect.getdoc(self.made) or ""
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -36,9 +36,10 @@ class Front:
     hi: Int32[Array, "B"]
     fresh: Bool[Array, "B"]  # the block has had no call yet
     turn: Int32[Array, "B"]  # steps made: those of a plain decode, whoever speculates
-    revised: Int32[Array, "B S"]  # how often a settled position was opened again or overwritten
+    revised: Int32[Array, "B S"]  # how often a settled position was opened again or overwritten, or noise changed
     rewrite: PyTree
     select: PyTree
+    condition: Float[Array, "B W D"] | None = None  # what the block's last call says to the next: see `Reply.told`
 
 
 @struct.dataclass
@@ -80,15 +81,18 @@ class Canvas(Method):
         tokens = jnp.zeros((B, slots), jnp.int32).at[:, :T].set(prompt.token[:, :slots])
         inside = lax.broadcasted_iota(jnp.int32, (B, slots), 1) < prompt.length[:, None]
         zero, at = jnp.zeros(B, jnp.int32), jnp.where(inside, 0, OPEN)
+        told, slot = self.target.conditioned, lax.broadcasted_iota(jnp.int32, (B, slots), 1)
+        blank = self.select.noise(key, slot, V) if self.select.noisy else jnp.zeros_like(tokens)
         front = Front(
             lo=prompt.length, hi=prompt.length, fresh=jnp.ones(B, bool), turn=zero,
             revised=jnp.zeros((B, slots), jnp.int32),
             rewrite=() if self.rewrite is None else self.rewrite.init(B, W, V),
             select=self.select.init(B, W, V),
+            condition=jnp.zeros((B, W, told), self.target.dtype) if told else None,
         )  # fmt: skip
         none = jnp.zeros((B, 0), jnp.int32)
         return DecodeState(
-            tokens=jnp.where(inside, tokens, 0), committed_at=at, prompt=prompt.length, length=prompt.length,
+            tokens=jnp.where(inside, tokens, blank), committed_at=at, prompt=prompt.length, length=prompt.length,
             limit=limit, calls=zero, done=prompt.length >= limit, key=key, sampling=sampling,
             cache=self.cache.init(self.target, B, slots), carry=front,
             stats=Stats(offered=none, accepted=none, queries=zero, drafts=zero, refreshes=zero),
@@ -108,11 +112,20 @@ class Canvas(Method):
         shadows = self.select.shadows
         W = self.window(state.tokens.shape[1])
         reply, cache, acting, cost = self.cache.call(self.target, params["target"], state, W, shadows)
+        if self.target.conditioned:
+            reply = reply.replace(told=self.tell(params, state, reply))
         stats = state.stats.replace(
             queries=state.stats.queries + jnp.where(state.done, 0, cost.queries),  # also of a row that waits
             refreshes=state.stats.refreshes + (acting & cost.refreshed).astype(jnp.int32),
         )
         return reply, state.replace(cache=cache, calls=state.calls + acting.astype(jnp.int32), stats=stats), acting
+
+    def tell(self, params: PyTree, state: DecodeState, reply: Reply) -> Float[Array, "B W D"]:
+        """What a call says to the next one: what the model makes of its own logits, as hot as the rule reads them."""
+        logits, front = self.suppress(reply.logits), state.carry
+        if self.select.heated:
+            logits = logits / self.select.heat(front.select, front.fresh)[:, None, None]
+        return self.target.soften(params["target"], logits)
 
     def width(self, state: DecodeState) -> Int[Array, ""]:
         """How wide a `peek` at this state must be, and at every state that follows it in the same blocks."""
@@ -152,11 +165,12 @@ class Canvas(Method):
             limit = jnp.maximum(self.cut(view, accept), view.lo + 1)
             state, hi = state.replace(limit=limit), jnp.minimum(hi, limit)
             accept = accept & (view.position < limit[:, None])
-        front = front.replace(hi=hi, rewrite=memory, select=choice.carry, turn=front.turn + 1)
+        front = front.replace(hi=hi, rewrite=memory, select=choice.carry, turn=front.turn + 1, condition=reply.told)
         if state.logprobs is not None:
             at = jnp.where(accept | edit, view.position, state.tokens.shape[1])
             state = state.replace(logprobs=noted(state.logprobs, own, view.token, at))
-        return self.advance(write(state.replace(carry=front), view, accept | edit, reopen))
+        state = write(state.replace(carry=front), view, accept | edit, reopen)
+        return self.advance(state if choice.noise is None else redraw(state, view, choice.noise, ~accept))
 
     def look(self, state: DecodeState, reply: Reply) -> View:
         """The reply as rules see it, with a proposal for every position. The block is still the last call's."""
@@ -223,6 +237,15 @@ def write(state: DecodeState, view: View, accept: Bool[Array, "B W"], reopen: Bo
         committed_at=put(put(state.committed_at, at, now), back, jnp.full_like(back, OPEN)),
         carry=front.replace(revised=add(add(front.revised, back), edited)),
     )
+
+
+def redraw(state: DecodeState, view: View, noise: Int[Array, "B W"], among: Bool[Array, "B W"]) -> DecodeState:
+    """Put noise at eligible positions `among` these, which stay open. What changes there counts as revised."""
+    front, beyond = state.carry, state.tokens.shape[1]
+    at = jnp.where(view.eligible & among & (noise != view.current), view.position, beyond)
+    put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
+    add = jax.vmap(lambda x, at: x.at[at].add(1, mode="drop"))
+    return state.replace(tokens=put(state.tokens, at, noise), carry=front.replace(revised=add(front.revised, at)))
 
 
 def keep(new: DecodeState, old: DecodeState, rows: Bool[Array, "B"]) -> DecodeState:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, Int32, PyTree
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from paradec.decode.seams import CachePolicy, CallCost, Reply
 from paradec.types import OPEN, DecodeState, Denoiser, Place, Rows
@@ -82,9 +82,21 @@ def ask(
     start = border(target, lo, state.prompt) if target.causal_cache else None
     sees = horizon(target, position, state)
     place = Place(position=position, sees=sees, fresh=fresh, shadow=beside, block_start=start)
-    out, delta = target.extend(params, cache, Rows.canvas(token, place, read), live=live)
+    rows = Rows.canvas(token, place, read, condition=heard(state, position))
+    out, delta = target.extend(params, cache, rows, live=live)
     shadow = out.logits[:, window:] if shadows else None
     return Reply(logits=out.logits[:, :window], position=wanted, shadow=shadow), delta
+
+
+def heard(state: DecodeState, position: Int[Array, "B M"]) -> Float[Array, "B M D"] | None:
+    """What the rows at these positions are told of the block's last call: 0 outside the block and in its first call."""
+    front = state.carry
+    if front.condition is None:
+        return None
+    at = position - front.lo[:, None]
+    size = front.condition.shape[1]
+    told = jnp.take_along_axis(front.condition, jnp.clip(at, 0, size - 1)[..., None], axis=1)
+    return jnp.where(((at >= 0) & (at < size) & ~front.fresh[:, None])[..., None], told, 0)
 
 
 def narrowest(spans: tuple[Span, ...], done: Bool[Array, "B"]) -> Int32[Array, ""]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from paradec.ops.argmax import argmax
 from paradec.types import DecodeState, Sampling, Tree
 
-NEXT, ACCEPT, RESIDUAL, DRAFT, ORDER = range(5)  # purposes of noise; one stream each
+NEXT, ACCEPT, RESIDUAL, DRAFT, ORDER, NOISE = range(6)  # purposes of noise; one stream each
 
 # The transforms of `Sampling` in order, as in transformers: repetition, temperature, top-k, top-p, min-p.
 
@@ -52,6 +52,15 @@ def uniform(key: jax.Array, position: Int[Array, "B M"], purpose: int) -> Float[
 
     def one(key: jax.Array, position: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, position), purpose))
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(key, position)
+
+
+def integers(key: jax.Array, position: Int[Array, "B M"], below: int, purpose: int) -> Int32[Array, "B M"]:
+    """One whole number from 0 to `below` - 1, all alike probable, for each absolute position."""
+
+    def one(key: jax.Array, position: Array) -> Array:
+        return jax.random.randint(jax.random.fold_in(jax.random.fold_in(key, position), purpose), (), 0, below)
 
     return jax.vmap(jax.vmap(one, (None, 0)))(key, position)
 

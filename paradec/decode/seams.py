@@ -103,12 +103,14 @@ class Choice:
     """What a select rule decides: positions to commit, committed ones to mask again, and its next carry.
 
     `token`, if given, is written instead of the proposal; where a position is committed already, that is an edit.
+    `noise`, if given, is what the next call is shown at positions of the block that stay masked.
     """
 
     accept: Bool[Array, "B W"]
     carry: PyTree = ()
     reopen: Bool[Array, "B W"] | None = None
     token: Int32[Array, "B W"] | None = None
+    noise: Int32[Array, "B W"] | None = None
 
 
 class Select(Part):
@@ -127,6 +129,19 @@ class Select(Part):
     """Whether its published code judges by the law after temperature and filters."""
     remembers: bool = False
     """Whether what it keeps of a position counts in later blocks too, where the model sees the whole canvas."""
+
+    noisy: bool = False
+    """Whether masked positions show noise, which `noise` draws, and not a mask token."""
+    heated: bool = False
+    """Whether a model that conditions itself hears of its logits divided by `heat`."""
+
+    def noise(self, key: jax.Array, position: Int[Array, "B M"], vocab: int) -> Int32[Array, "B M"]:
+        """The tokens that masked positions begin with, of a rule that is `noisy`."""
+        raise NotImplementedError
+
+    def heat(self, carry: PyTree, fresh: Bool[Array, "B"]) -> Float[Array, "B"]:
+        """What the logits of the next call are divided by, of a rule that is `heated`."""
+        raise NotImplementedError
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         """Its carry before the first call."""
@@ -169,6 +184,20 @@ class SelectAround(Select):
     @property
     def remembers(self) -> bool:
         return self.rule.remembers
+
+    @property
+    def noisy(self) -> bool:
+        return self.rule.noisy
+
+    @property
+    def heated(self) -> bool:
+        return self.rule.heated
+
+    def noise(self, key: jax.Array, position: Int[Array, "B M"], vocab: int) -> Int32[Array, "B M"]:
+        return self.rule.noise(key, position, vocab)
+
+    def heat(self, carry: PyTree, fresh: Bool[Array, "B"]) -> Float[Array, "B"]:
+        return self.rule.heat(carry, fresh)
 
     def most_calls(self, positions: int, blocks: int) -> int:
         return self.rule.most_calls(positions, blocks)
@@ -229,6 +258,7 @@ class Reply:
     logits: Float[Array, "B W V"]
     position: Int32[Array, "B W"]
     shadow: Float[Array, "B W V"] | None = None
+    told: Float[Array, "B W D"] | None = None  # of a model that conditions itself: what the next call hears of it
 
 
 class CallCost(NamedTuple):

@@ -156,42 +156,20 @@ def cut(verdict: Verdict, state: DecodeState, eos: Int[Array, "E"]) -> tuple[Ver
 
 SYSTEMS = (
     System(
-        name="match",
-        title="Verification by equality",
-        slot="accept",
-        family="accept",
-        make=Match,
-        exact_to=ExactTo("ar", "ar"),
-        laws=("exact", "rows", "loops", "law"),
-        about="Draw the target's own token at every node, once, and follow the child that equals it.",
+        name="match", title="Verification by equality", slot="accept", family="accept", make=Match,
+        exact_to=ExactTo("ar", "ar"), laws=("exact", "rows", "loops", "law"),
         cost="None.",
         proof="pytest tests/decode/test_rules.py -k match",
     ),
     System(
-        name="rejection",
-        title="Speculative sampling by rejection",
-        slot="accept",
-        arxiv="2211.17192",
-        family="accept",
-        make=Rejection,
-        exact_to=ExactTo("ar", None),
-        laws=("greedy", "rows", "loops", "law"),
-        about="Keep a drafted x with `min(1, p(x) / q(x))`; at the first refusal draw from `max(p - q, 0)`, "
-        "renormalised. Exact in law, and other tokens than plain decoding's. For chains.",
+        name="rejection", title="Speculative sampling by rejection", slot="accept", arxiv="2211.17192",
+        family="accept", make=Rejection, exact_to=ExactTo("ar", None), laws=("greedy", "rows", "loops", "law"),
         cost="The target's law and the draft's at every node.",
         proof="pytest tests/decode/test_rules.py -k rejection",
     ),
     System(
-        name="typical",
-        title="Typical acceptance",
-        slot="accept",
-        arxiv="2401.10774",
-        family="accept",
-        make=Typical.of,
-        exact_to=ExactTo("ar", None),
-        laws=("greedy", "rows", "loops"),
-        about="Keep x where `p(x) > min(epsilon, delta exp(-H(p)))`: the longest path of plausible tokens. Lossy above "
-        "temperature 0.",
+        name="typical", title="Typical acceptance", slot="accept", arxiv="2401.10774", family="accept",
+        make=Typical.of, exact_to=ExactTo("ar", None), laws=("greedy", "rows", "loops"),
         meanings={
             "epsilon": "a probability that is always enough",
             "delta": "share of exp(-entropy) that is enough where the law is flat",
@@ -199,4 +177,4 @@ SYSTEMS = (
         cost="The target's law and its entropy at every node.",
         proof="pytest tests/decode/test_rules.py -k typical",
     ),
-)
+)  # fmt: skip

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from paradec import struct
 from paradec.decode.sampling import ORDER, uniform
+from paradec.ops.argmax import argmax
 
 SCORES = ("probability", "margin", "entropy", "random", "position")
 """How sure a call is of a position, greater is surer: the proposed token's probability, the lead of the likeliest over
@@ -63,9 +64,12 @@ class View:
     def entropy(self) -> Float[Array, "B W"]:
         """Of the law at each position, in nats; a sum of what is not negative, so that small ones keep their digits."""
         law = self.law
-        under = jnp.max(law, axis=-1, keepdims=True) - law
+        # The greatest is told by its place, not by comparing: where the law is computed anew inside a fused sum, it may
+        # lie a rounding off its own maximum, and would be counted twice or not at all.
+        top = lax.broadcasted_iota(jnp.int32, law.shape, 2) == argmax(law)[..., None]
+        under = jnp.where(top, 0.0, jnp.maximum(jnp.max(law, axis=-1, keepdims=True) - law, 0.0))
         weight = jnp.exp(-under)
-        rest = jnp.sum(jnp.where(under > 0, weight, 0.0), axis=-1) + jnp.sum(under == 0, axis=-1, dtype=jnp.float32) - 1
+        rest = jnp.sum(jnp.where(top, 0.0, weight), axis=-1)
         return jnp.log1p(rest) + jnp.sum(jnp.where(weight > 0, weight * under, 0.0), axis=-1) / (1 + rest)
 
     def score(self, name: str) -> Float[Array, "B W"]:

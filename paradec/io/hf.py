@@ -29,7 +29,8 @@ from paradec.io.names import Tensor, TensorEntry
 from paradec.io.regular_file import read_json
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
-from paradec.models.diffusion_gemma import DiffusionGemma, GemmaWeights
+from paradec.models.diffusion_gemma import DiffusionGemma
+from paradec.models.diffusion_gemma_trees import GemmaWeights
 from paradec.models.dit import DiT, DiTWeights
 from paradec.models.nemotron_diffusion import NemotronDiffusion
 from paradec.models.transformer import Transformer, Weights

@@ -100,7 +100,7 @@ def sizes(model: Architecture) -> dict[str, int]:
     if isinstance(model, MedusaHeads):
         return {"V": model.vocab_size, "D": model.width, "E": model.width}
     if isinstance(model, DiffusionGemma):
-        return model.sizes()
+        return model.letters()
     found = {
         "V": model.vocab_size, "D": model.width, "H": model.num_kv_heads, "G": model.groups, "K": model.head_dim,
         "F": model.mlp_width, "J": model.head_dim // 2, "I": 2,
@@ -208,7 +208,7 @@ def _layers(model: Architecture, leaf: str) -> Sequence[int]:
     """Which layers of the model the stack holds that a leaf belongs to."""
     stack = leaf.partition(".")[0]
     if isinstance(model, DiffusionGemma):
-        return model.stacks()[stack]
+        return model.layer_numbers()[stack]
     leading = _leading(model)
     first = leading if stack == "blocks" else 0
     return range(first, leading if stack == "leading" else repeats(model))

@@ -20,90 +20,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int
 
-from paradec import struct
 from paradec.errors import InputError
 from paradec.mesh import constrain
 from paradec.models import cache as kv
 from paradec.models import lora
-from paradec.models.cache import BLOCK, KVCache, KVDelta
-from paradec.models.experts import Experts, ExpertWeights
+from paradec.models.cache import BLOCK, KVDelta
+from paradec.models.diffusion_gemma_trees import (
+    KINDS,
+    GemmaBlocks,
+    GemmaCache,
+    GemmaDelta,
+    GemmaWeights,
+    SelfConditioning,
+)
+from paradec.models.experts import Experts
 from paradec.ops.attention import attend, attend_cache, attend_masked
 from paradec.ops.mask import Causal, Facts, Segment, Window, on_canvas, under_canvas
 from paradec.ops.norm import rms_norm
 from paradec.ops.product import wide_einsum
 from paradec.ops.rope import Rope, angles, rotate
-from paradec.types import Denoiser, Output, Place, Rows, Spec
-
-KINDS = ("local", "full")
-"""Layers that slide, and layers that see everything: two shapes, so two stacks, in every tree of this model."""
-
-
-@struct.dataclass
-class GemmaBlocks:
-    """The layers of one kind. H counts key/value heads, G queries per key head, X experts."""
-
-    attn_norm: Float[Array, "L D"]
-    q: Float[Array, "L D H G K"]
-    k: Float[Array, "L D H K"]
-    v: Float[Array, "L D H K"] | None  # None: values are made of the keys, before their norm and rotation
-    q_norm: Float[Array, "L K"]
-    k_norm: Float[Array, "L K"]
-    out: Float[Array, "L H G K D"]
-    attn_post_norm: Float[Array, "L D"]
-    mlp_norm: Float[Array, "L D"]
-    gate_up: Float[Array, "L 2 D F"]
-    down: Float[Array, "L F D"]
-    mlp_post_norm: Float[Array, "L D"]
-    router_scale: Float[Array, "L D"]
-    expert_norm: Float[Array, "L D"]
-    experts: ExpertWeights
-    expert_post_norm: Float[Array, "L D"]
-    post_norm: Float[Array, "L D"]  # of the MLP and the experts together
-    canvas_scalar: Float[Array, "L 1"]
-    causal_scalar: Float[Array, "L 1"]
-
-
-@struct.dataclass
-class SelfConditioning:
-    """The MLP through which a canvas' input learns of the call before."""
-
-    norm: Float[Array, "D"]
-    gate_up: Float[Array, "2 D F"]
-    down: Float[Array, "F D"]
-
-
-@struct.dataclass
-class GemmaWeights:
-    """The parameter tree of a `DiffusionGemma`. The vocabulary head is `embed`."""
-
-    embed: Float[Array, "V D"]
-    local: GemmaBlocks | None
-    full: GemmaBlocks | None
-    conditioning: SelfConditioning
-    norm: Float[Array, "D"]
-
-
-@struct.dataclass
-class GemmaCache:
-    """Keys and values of the causal pass. Both parts have the same slots in use."""
-
-    local: KVCache
-    full: KVCache
-
-    @property
-    def length(self) -> Int32[Array, "B"]:
-        """How many positions are stored."""
-        return self.full.length
-
-
-@struct.dataclass
-class GemmaDelta:
-    """Keys and values that an `extend` computed."""
-
-    local: KVDelta
-    full: KVDelta
+from paradec.types import Denoiser, Output, Place, Rows, Sizes, Spec, Stacks
 
 
 class Heads(NamedTuple):
@@ -168,11 +106,24 @@ class DiffusionGemma(Denoiser):
             count, size = self.num_global_kv_heads, self.global_head_dim
         return Heads(count, self.num_heads // count, size)
 
-    def stacks(self) -> dict[str, tuple[int, ...]]:
+    def sizes(self) -> Sizes:
+        """Those of its sliding layers, of which there are most."""
+        heads = self.heads("local")
+        return Sizes(
+            self.vocab_size, self.width, self.num_layers, heads.count * heads.groups, heads.count, heads.size,
+            self.mlp_width, self.dtype,
+        )  # fmt: skip
+
+    def stacks(self) -> Stacks:
+        """A stack for each kind of layer that there is."""
+        layers = tuple((kind, len(numbers)) for kind, numbers in self.layer_numbers().items() if numbers)
+        return Stacks(layers=layers, norm="norm")
+
+    def layer_numbers(self) -> dict[str, tuple[int, ...]]:
         """Which layers each stack of the parameter tree holds."""
         return {kind: tuple(i for i, s in enumerate(self.sliding) if s is (kind == "local")) for kind in KINDS}
 
-    def sizes(self) -> dict[str, int]:
+    def letters(self) -> dict[str, int]:
         """The letters of a checkpoint's axes; P, Q and T are H, G and K of full layers, U is 1."""
         local, full = self.heads("local"), self.heads("full")
         return {
@@ -184,7 +135,7 @@ class DiffusionGemma(Denoiser):
     def specs(self) -> GemmaWeights:
         """The parameter tree, a `Spec` at every leaf."""
         D, F, V = self.width, self.mlp_width, self.vocab_size
-        local, full = (self._stack(kind, len(layers)) for kind, layers in self.stacks().items())
+        local, full = (self._stack(kind, len(layers)) for kind, layers in self.layer_numbers().items())
         return GemmaWeights(
             embed=Spec((V, D), ("vocab", "embed"), D**-0.5, self.dtype, (0, 1)),
             local=local,
@@ -252,7 +203,7 @@ class DiffusionGemma(Denoiser):
         empty = lambda kind, layers: kv.empty_cache(
             len(layers), batch, self.heads(kind).count, slots, self.heads(kind).size, self.dtype
         )
-        return GemmaCache(*(empty(kind, layers) for kind, layers in self.stacks().items()))
+        return GemmaCache(*(empty(kind, layers) for kind, layers in self.layer_numbers().items()))
 
     def extend(
         self, params: GemmaWeights, cache: GemmaCache, rows: Rows, *, live: Bool[Array, "B"] | None = None
@@ -380,7 +331,7 @@ class DiffusionGemma(Denoiser):
     def _mlp(self, w: GemmaBlocks, x: Array) -> Array:
         """The plain MLP and the experts, side by side. The router reads the stream itself, normed without a weight."""
         plain = self._norm(self._gated(self._norm(x, w.mlp_norm), w.gate_up, w.down), w.mlp_post_norm)
-        by = (self._norm(x, None) * w.router_scale[None, None] * self.width**-0.5).astype(x.dtype)
+        by = self._norm(x, None).astype(jnp.float32) * w.router_scale[None, None] * self.width**-0.5
         routed = self.experts.mix(w.experts, self._norm(x, w.expert_norm), gelu, by)
         return x + self._norm(plain + self._norm(routed, w.expert_post_norm), w.post_norm)
 

@@ -24,16 +24,9 @@ class NoDraft(ChainDrafter):
 
 SYSTEMS = (
     System(
-        name="ar",
-        title="Plain autoregressive decoding",
-        slot="draft",
-        family="baseline",
-        make=NoDraft,
-        exact_to=ExactTo("ar", "ar"),
-        laws=EXACT,
-        about="One token a call: `x_t` is the argmax or a sample of `p(x_t | x_<t)`. Every exact method returns its "
-        "tokens.",
+        name="ar", title="Plain autoregressive decoding", slot="draft", family="baseline", make=NoDraft,
+        exact_to=ExactTo("ar", "ar"), laws=EXACT,
         cost="One call of one row for every token.",
         proof="pytest tests/decode/test_laws.py -k ar",
     ),
-)
+)  # fmt: skip

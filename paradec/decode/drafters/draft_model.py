@@ -132,17 +132,8 @@ class DraftModel(ChainDrafter):
 
 SYSTEMS = (
     System(
-        name="draft_model",
-        title="Speculative decoding",
-        slot="draft",
-        arxiv="2211.17192",
-        family="draft model",
-        make=DraftModel.of,
-        needs=("target", "draft", "accept"),
-        exact_to=ExactTo("ar", "ar"),
-        laws=EXACT,
-        about="A smaller model writes num_draft tokens one after the other, and the target verifies them in one call: "
-        "with accept=match those that equal its own tokens, with accept=rejection each x with `min(1, p(x) / q(x))`.",
+        name="draft_model", title="Speculative decoding", slot="draft", arxiv="2211.17192", family="draft model",
+        make=DraftModel.of, needs=("target", "draft", "accept"), exact_to=ExactTo("ar", "ar"), laws=EXACT,
         meanings={
             "num_draft": "tokens drafted a call",
             "shared_noise": "draw with the target's own noise; unset: unless the accept rule asks for the draft's law",
@@ -150,4 +141,4 @@ SYSTEMS = (
         cost="A call is num_draft + 1 rows wide, and num_draft calls of the draft model come before it.",
         proof="pytest tests/decode/test_drafters.py -k draft",
     ),
-)
+)  # fmt: skip

@@ -63,18 +63,10 @@ class Jacobi(ChainDrafter):
 
 SYSTEMS = (
     System(
-        name="jacobi",
-        title="Jacobi decoding",
-        slot="draft",
-        arxiv="2305.10427",
-        family="fixed point",
-        make=Jacobi,
-        exact_to=ExactTo("ar", "ar"),
-        laws=EXACT,
-        about="`x_i <- argmax p(. | x_<i)` for a window of positions at once; the fixed point of this iteration is the "
-        "autoregressive text, and every call commits the guesses that agree with it and one token more.",
+        name="jacobi", title="Jacobi decoding", slot="draft", arxiv="2305.10427", family="fixed point", make=Jacobi,
+        exact_to=ExactTo("ar", "ar"), laws=EXACT,
         meanings={"window": "guesses that a call corrects at once"},
         cost="A call is window + 1 rows wide; no weights of its own.",
         proof="pytest tests/decode/test_drafters.py -k jacobi",
     ),
-)
+)  # fmt: skip

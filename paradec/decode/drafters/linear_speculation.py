@@ -85,18 +85,11 @@ class LinearSpeculation(ChainDrafter):
 
 SYSTEMS = (
     System(
-        name="linear_speculation",
-        title="Linear self-speculation (Nemotron-Labs-Diffusion)",
-        slot="draft",
-        family="self-speculation",
-        make=LinearSpeculation.of,
-        needs=("target",),
-        exact_to=ExactTo("ar", "ar"),
+        name="linear_speculation", title="Linear self-speculation (Nemotron-Labs-Diffusion)", slot="draft",
+        family="self-speculation", make=LinearSpeculation.of, needs=("target",), exact_to=ExactTo("ar", "ar"),
         laws=EXACT,
-        about="The target denoises a block of masks behind the text in one call on its own causal cache, fills each "
-        "with the argmax of its row, and verifies that chain causally. For models of both engines.",
         meanings={"block": "length of the block, the last token included; 0: the model's own"},
         cost="Two calls of `block` rows a step, both of the target.",
         proof="pytest tests/decode/test_linear_speculation.py",
     ),
-)
+)  # fmt: skip

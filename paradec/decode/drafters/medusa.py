@@ -110,19 +110,10 @@ class Medusa(Drafter):
 
 SYSTEMS = (
     System(
-        name="medusa",
-        title="Medusa heads",
-        slot="draft",
-        arxiv="2401.10774",
-        family="heads",
-        make=Medusa.of,
-        needs=("target", "heads"),
-        exact_to=ExactTo("ar", "ar"),
-        laws=EXACT,
-        about="Head k guesses the token k + 1 places ahead from the hidden state that the target has computed anyway: "
-        "`p_k = softmax(W_k (h + silu(A_k h)))`; the heads' best guesses are combined in a fixed tree.",
+        name="medusa", title="Medusa heads", slot="draft", arxiv="2401.10774", family="heads", make=Medusa.of,
+        needs=("target", "heads"), exact_to=ExactTo("ar", "ar"), laws=EXACT,
         meanings={"num_draft": "nodes of the tree, best first, besides its root"},
         cost="A call is num_draft + 1 rows wide, and the heads read one hidden state a row.",
         proof="pytest tests/decode/test_medusa.py",
     ),
-)
+)  # fmt: skip

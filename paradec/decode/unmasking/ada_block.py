@@ -51,21 +51,13 @@ class AdaBlock(Region):
 
 SYSTEMS = (
     System(
-        name="ada_block",
-        title="AdaBlock",
-        slot="region",
-        arxiv="2509.26432",
-        make=AdaBlock.of,
-        laws=RULE,
-        about="A block ends with the most confident predicted delimiter within `ahead` positions, if its confidence is "
-        "tau, else after `size`.",
+        name="ada_block", title="AdaBlock", slot="region", arxiv="2509.26432", make=AdaBlock.of, laws=RULE,
         meanings={
             "delimiter": "token ids that end a block, such as the newline's",
             "tau": "confidence that is enough; above 1 blocks of `size`",
-            "size": "block length where there is no such delimiter",
-            "ahead": "positions that are searched",
+            "size": "block length where there is no such delimiter", "ahead": "positions that are searched",
         },
         cost="Calls predict max(size, ahead) positions.",
         proof="pytest tests/decode/test_unmasking.py -k ada_block",
     ),
-)
+)  # fmt: skip

@@ -49,20 +49,12 @@ class Credit(Rewrite):
 
 SYSTEMS = (
     System(
-        name="credit",
-        title="CreditDecoding",
-        slot="rewrite",
-        arxiv="2510.06133",
-        make=Credit.of,
-        laws=RULE,
-        about="`C <- beta C + p^gamma` for the likeliest token of every masked position, then `logits + alpha log(1 + "
-        "C)`.",
+        name="credit", title="CreditDecoding", slot="rewrite", arxiv="2510.06133", make=Credit.of, laws=RULE,
         meanings={
-            "alpha": "weight of the credit",
-            "gamma": "power of the probability that is credited",
+            "alpha": "weight of the credit", "gamma": "power of the probability that is credited",
             "beta": "share of the credit that a call leaves, below 1",
         },
         cost="One float a position and token.",
         proof="pytest tests/decode/test_unmasking.py -k credit",
     ),
-)
+)  # fmt: skip

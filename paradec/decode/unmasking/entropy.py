@@ -32,15 +32,10 @@ class Entropy(Select):
 
 SYSTEMS = (
     System(
-        name="entropy",
-        title="dParallel: entropy threshold",
-        slot="select",
-        arxiv="2509.26488",
-        make=Entropy.of,
+        name="entropy", title="dParallel: entropy threshold", slot="select", arxiv="2509.26488", make=Entropy.of,
         laws=RULE,
-        about="Every position whose entropy is at most delta nats.",
         meanings={"delta": "entropy that is low enough, in nats; below 0 one position a call"},
         cost="The entropy of every position.",
         proof="pytest tests/decode/test_unmasking.py -k entropy",
     ),
-)
+)  # fmt: skip

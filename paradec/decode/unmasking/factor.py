@@ -41,15 +41,9 @@ class Factor(Select):
 
 SYSTEMS = (
     System(
-        name="factor",
-        title="Fast-dLLM: factor",
-        slot="select",
-        arxiv="2505.22618",
-        make=Factor.of,
-        laws=RULE,
-        about="The longest prefix of n positions in falling confidence with `(n + 1)(1 - c_n) <= f`.",
+        name="factor", title="Fast-dLLM: factor", slot="select", arxiv="2505.22618", make=Factor.of, laws=RULE,
         meanings={"f": "the bound; up to 1 the tokens are also likeliest together", "compat": "as the published code"},
         cost="None beside the call.",
         proof="pytest tests/decode/test_originals.py -k factor",
     ),
-)
+)  # fmt: skip

@@ -171,18 +171,10 @@ def agree(a: DecodeState, b: DecodeState) -> Bool[Array, "B"]:
 
 SYSTEMS = (
     System(
-        name="freedave",
-        title="FreeDave",
-        slot="wrap",
-        arxiv="2510.00294",
-        make=FreeDave.of,
-        needs=("base",),
-        exact_to=ExactTo("base", "base"),
-        laws=("base", "trace", "budget", "rows"),
-        about="The engine's own step is applied again and again to one reply, which guesses the next states; one call "
-        "as many times wider looks at all of them, and the chain is followed as far as guess and truth agree.",
+        name="freedave", title="FreeDave", slot="wrap", arxiv="2510.00294", make=FreeDave.of, needs=("base",),
+        exact_to=ExactTo("base", "base"), laws=("base", "trace", "budget", "rows"),
         meanings={"drafts": "states that a call looks at; 1 is the base itself"},
         cost="A call is `drafts` times as wide; no decode takes more calls than its base.",
         proof="pytest tests/decode/test_freedave.py",
     ),
-)
+)  # fmt: skip

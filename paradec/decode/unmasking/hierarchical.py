@@ -44,15 +44,10 @@ class Hierarchical(Select):
 
 SYSTEMS = (
     System(
-        name="hierarchical",
-        title="dInfer: hierarchical",
-        slot="select",
-        arxiv="2510.08666",
-        make=Hierarchical.of,
+        name="hierarchical", title="dInfer: hierarchical", slot="select", arxiv="2510.08666", make=Hierarchical.of,
         laws=RULE,
-        about="Positions above tau, and the most confident of each run of neighbouring masks if it is above low.",
         meanings={"tau": "confidence that is exceeded", "low": "confidence that the best of a run exceeds"},
         cost="None beside the call.",
         proof="pytest tests/decode/test_unmasking.py -k hierarchical",
     ),
-)
+)  # fmt: skip

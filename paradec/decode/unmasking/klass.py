@@ -55,20 +55,12 @@ class Klass(Select):
 
 SYSTEMS = (
     System(
-        name="klass",
-        title="KLASS",
-        slot="select",
-        arxiv="2511.05664",
-        make=Klass.of,
-        laws=RULE,
-        about="Positions of confidence above tau whose law has moved by less than kl nats, KL(now || before), in each "
-        "of the last `history` calls.",
+        name="klass", title="KLASS", slot="select", arxiv="2511.05664", make=Klass.of, laws=RULE,
         meanings={
-            "tau": "confidence that is exceeded",
-            "kl": "nats that a law may move between calls",
+            "tau": "confidence that is exceeded", "kl": "nats that a law may move between calls",
             "history": "calls in a row for which it must hold",
         },
         cost="The log laws of the call before: one float a position and token.",
         proof="pytest tests/decode/test_published.py -k klass",
     ),
-)
+)  # fmt: skip

@@ -95,30 +95,17 @@ class EndOfText(Cut):
 
 SYSTEMS = (
     System(
-        name="learned_filter",
-        title="Learn2PD: learned filter",
-        slot="select",
-        arxiv="2509.25188",
-        make=LearnedFilter.of,
-        needs=("filter",),
-        laws=RULE,
-        about="Positions for which a two-layer network of the block's confidences says more than tau that their token "
-        "is final.",
+        name="learned_filter", title="Learn2PD: learned filter", slot="select", arxiv="2509.25188",
+        make=LearnedFilter.of, needs=("filter",), laws=RULE,
         meanings={"tau": "what the filter must exceed; 1 and more is one position a call"},
         cost="Two small matrix products a block.",
         proof="pytest tests/learn/test_learned_filter.py",
     ),
     System(
-        name="end_of_text",
-        title="Learn2PD: end-of-text prediction",
-        slot="cut",
-        arxiv="2509.25188",
-        make=EndOfText.of,
-        needs=("eos",),
-        laws=RULE,
-        about="A row's limit falls to just behind a predicted end-of-text token.",
+        name="end_of_text", title="Learn2PD: end-of-text prediction", slot="cut", arxiv="2509.25188",
+        make=EndOfText.of, needs=("eos",), laws=RULE,
         meanings={"tau": "confidence that is enough where none is committed", "leftmost": "the first, not the surest"},
         cost="Calls predict the whole canvas.",
         proof="pytest tests/decode/test_unmasking.py -k end_of_text",
     ),
-)
+)  # fmt: skip

@@ -46,19 +46,12 @@ class LocalLeap(Select):
 
 SYSTEMS = (
     System(
-        name="local_leap",
-        title="LocalLeap",
-        slot="select",
-        arxiv="2510.07081",
-        make=LocalLeap.of,
-        laws=RULE,
-        about="Positions of confidence kappa, and those of tau within `radius` of one of them.",
+        name="local_leap", title="LocalLeap", slot="select", arxiv="2510.07081", make=LocalLeap.of, laws=RULE,
         meanings={
-            "kappa": "confidence of an anchor",
-            "tau": "confidence that is enough beside an anchor",
+            "kappa": "confidence of an anchor", "tau": "confidence that is enough beside an anchor",
             "radius": "positions to each side that are beside it",
         },
         cost="None beside the call.",
         proof="pytest tests/decode/test_unmasking.py -k local_leap",
     ),
-)
+)  # fmt: skip

@@ -41,16 +41,10 @@ class Oracle(Select):
 
 SYSTEMS = (
     System(
-        name="oracle",
-        title="Extremely greedy parallel decoding",
-        slot="select",
-        arxiv="2509.25188",
-        make=Oracle.of,
+        name="oracle", title="Extremely greedy parallel decoding", slot="select", arxiv="2509.25188", make=Oracle.of,
         laws=RULE,
-        about="Every position whose proposal is the token of a reference text; where there is none, the most confident "
-        "one is given it. What no rule can beat.",
         meanings={"reference": "the text, token ids B S"},
         cost="A text that is known beforehand: a bound, not a method.",
         proof="pytest tests/decode/test_unmasking.py -k oracle",
     ),
-)
+)  # fmt: skip

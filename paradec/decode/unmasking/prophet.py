@@ -53,23 +53,14 @@ class Prophet(Stop):
 
 SYSTEMS = (
     System(
-        name="prophet",
-        title="Prophet",
-        slot="stop",
-        arxiv="2508.19982",
-        make=Prophet.of,
-        laws=RULE,
-        about="Commits all that is masked once the mean gap of the two best logits over the answer's positions reaches "
-        "a threshold, which falls in three stages.",
+        name="prophet", title="Prophet", slot="stop", arxiv="2508.19982", make=Prophet.of, laws=RULE,
         meanings={
-            "early": "gap that is enough in the first third of the steps",
-            "mid": "in the second third",
+            "early": "gap that is enough in the first third of the steps", "mid": "in the second third",
             "late": "in the last third",
             "answer": "where the answer begins: from the prompt's end, or negative from the row's end",
-            "width": "its positions",
-            "steps": "steps of a whole decode; 0: as many as there are positions",
+            "width": "its positions", "steps": "steps of a whole decode; 0: as many as there are positions",
         },
         cost="Calls predict the whole canvas.",
         proof="pytest tests/decode/test_unmasking.py -k prophet",
     ),
-)
+)  # fmt: skip

@@ -49,21 +49,13 @@ class Quota(Select):
 
 SYSTEMS = (
     System(
-        name="quota",
-        title="LLaDA: a schedule of confidence",
-        slot="select",
-        arxiv="2502.09992",
-        make=Quota.of,
+        name="quota", title="LLaDA: a schedule of confidence", slot="select", arxiv="2502.09992", make=Quota.of,
         laws=RULE,
-        about="The k most confident positions a call; with `steps` S a block of n masks is spread over S calls: call s "
-        "commits `n // S` positions, and one more if `s < n mod S`. One position a call is "
-        "static decoding, the reference.",
         meanings={
-            "per_call": "positions committed a call",
-            "steps": "calls that a block is spread over; 0: per_call counts",
+            "per_call": "positions committed a call", "steps": "calls that a block is spread over; 0: per_call counts",
             "score": "what orders positions: probability, margin, entropy or random",
         },
         cost="None beside the call.",
         proof="pytest tests/decode/test_originals.py -k quota",
     ),
-)
+)  # fmt: skip

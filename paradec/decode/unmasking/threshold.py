@@ -44,19 +44,13 @@ class Threshold(Select):
 
 SYSTEMS = (
     System(
-        name="threshold",
-        title="Fast-dLLM: confidence threshold",
-        slot="select",
-        arxiv="2505.22618",
-        make=Threshold.of,
-        laws=RULE,
-        about="Every position whose confidence c = p(proposed token) is at least tau; one where there is none.",
+        name="threshold", title="Fast-dLLM: confidence threshold", slot="select", arxiv="2505.22618",
+        make=Threshold.of, laws=RULE,
         meanings={
-            "tau": "confidence that is enough; above 1 one position a call",
-            "strict": "above tau, not at it",
+            "tau": "confidence that is enough; above 1 one position a call", "strict": "above tau, not at it",
             "max_steps": "calls of a block, of which the last commits all that is left; 0: no limit",
         },
         cost="None beside the call.",
         proof="pytest tests/decode/test_originals.py -k threshold",
     ),
-)
+)  # fmt: skip

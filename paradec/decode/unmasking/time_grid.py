@@ -77,22 +77,15 @@ class TimeGrid(Select):
 
 SYSTEMS = (
     System(
-        name="time_grid",
-        title="Dream: a grid of noise levels",
-        slot="select",
-        arxiv="2508.15487",
-        make=TimeGrid.of,
+        name="time_grid", title="Dream: a grid of noise levels", slot="select", arxiv="2508.15487", make=TimeGrid.of,
         laws=RULE,
-        about="Noise falls from 1 to eps in equal steps; between t and s a share `1 - s / t` of the masks is "
-        "committed.",
         meanings={
             "steps": "calls that a block takes",
             "score": "origin: each mask on its own; else what orders them: probability, margin, entropy, random",
-            "eps": "the last noise level",
-            "heat": "above 0 positions are drawn in proportion to exp(score / heat)",
+            "eps": "the last noise level", "heat": "above 0 positions are drawn in proportion to exp(score / heat)",
             "whole": "round the share instead of cutting it",
         },
         cost="None beside the call.",
         proof="pytest tests/decode/test_unmasking.py -k grid",
     ),
-)
+)  # fmt: skip

@@ -55,14 +55,7 @@ class Wino(Select):
 
 SYSTEMS = (
     System(
-        name="wino",
-        title="WINO",
-        slot="select",
-        arxiv="2507.18578",
-        make=Wino.of,
-        laws=RULE,
-        about="Commits positions above tau, and masks those again whose token a shadow row, which sees the canvas and "
-        "not the token itself, gives less than `bar`.",
+        name="wino", title="WINO", slot="select", arxiv="2507.18578", make=Wino.of, laws=RULE,
         meanings={
             "tau": "confidence that is exceeded",
             "bar": "probability in a shadow's eyes below which a token is taken back",
@@ -71,4 +64,4 @@ SYSTEMS = (
         cost="A call is wider by one shadow row for every position of the block.",
         proof="pytest tests/decode/test_published.py -k wino",
     ),
-)
+)  # fmt: skip
