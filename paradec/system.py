@@ -84,9 +84,9 @@ class Option(NamedTuple):
 class System:
     """A published system. `make` and `needs` are described at the top of this file.
 
-    `meanings` says what each option means, `cost` what a call costs beside plain decoding's, `proof` is the command that
-    repeats its small-scale proof; what the system does is the docstring of the class that it makes. Raises `ValueError` for a row that contradicts
-    itself, such as one without laws.
+    `meanings` says what each option means, `cost` what a call costs beside plain decoding's, `proof` is the command
+    that repeats its small-scale proof; what the system does is the docstring of the class that it makes. Raises
+    `ValueError` for a row that contradicts itself, such as one without laws.
     """
 
     name: str

@@ -8,6 +8,18 @@ gives way to the next. All but the first part is `transition`, which calls no mo
 over.
 
 Rows are ragged throughout: each has its own prompt, block, limit and end, and counts its own calls.
+
+Example of a transition: prompt of 4, limit 10, open block [4, 8), position 4 committed before, a threshold of .9.
+
+    position     4    5    6    7    8    9
+    open         -    x    x    x    x    x     OPEN in `committed_at`, and below the limit
+    inside       x    x    x    x    -    -     within the block
+    confidence  .99  .95  .60  .93  .97  .50    of the proposed tokens
+    accept       -    x    -    x    -    -     eligible (open and inside), and at least .9
+
+The call writes its number to `committed_at` of 5 and 7. The first open position is 6, so `length` becomes 6 (7 waits
+for it) and the block stays: lo is 4, `fresh` is False. A later call that commits 6 leaves no open position below hi:
+then lo becomes 8 and `fresh` True, and the next call asks the region where the block from 8 on ends.
 """
 
 from __future__ import annotations
@@ -69,6 +81,7 @@ class Canvas(Method):
     def window(self, slots: int) -> int:
         """W: how many positions from `lo` on a call predicts, of a canvas of `slots`."""
         whole = self.stop is not None or self.cut is not None  # they read all that is open
+        # What a rule noted of later positions must still be there when their block opens.
         whole |= self.select.remembers and not self.cache.keeps and not self.target.block
         return slots if whole else min(self.region.reach or slots, slots)
 
@@ -145,20 +158,21 @@ class Canvas(Method):
         """The state after one step with this reply; it is stamped with the number of calls so far. No model call."""
         front = state.carry
         view, memory = self.look(state, reply), front.rewrite
-        own = view.logits
+        own = view.logits  # log-probabilities are the model's own, before any rewrite
+        # Only a block without a call yet is asked for its end, which is at least one position on and within the limit.
         hi = jnp.where(front.fresh, jnp.clip(self.region(view), view.lo + 1, view.limit), front.hi)
         view = view.within(hi)
-        if self.rewrite is not None:
+        if self.rewrite is not None:  # proposals and confidences are taken again, from the logits that count
             logits, memory = self.rewrite(view, memory)
             view = self.look(state, reply.replace(logits=logits)).within(hi)
         choice = self.select(view, front.select)
         accept, edit = choice.accept & view.eligible, jnp.zeros_like(view.open)
         if not self.select.idles:
             accept = accept | (best(view.sure, view.eligible) & ~accept.any(-1, keepdims=True))
-        if choice.token is not None:
+        if choice.token is not None:  # a rule that writes tokens of its own may overwrite committed ones
             edit = choice.accept & view.inside & ~view.open & (choice.token != view.current)
             view = view.replace(token=choice.token)
-        if self.stop is not None:
+        if self.stop is not None:  # all that is open, beyond the block too
             accept = jnp.where(self.stop(view)[:, None], view.open, accept)
         reopen = jnp.zeros_like(accept) if choice.reopen is None else choice.reopen & view.inside & ~view.open
         if self.cut is not None:
@@ -176,9 +190,10 @@ class Canvas(Method):
         """The reply as rules see it, with a proposal for every position. The block is still the last call's."""
         front, logits = state.carry, self.suppress(reply.logits)
         first = reply.position[:, :1]
+        # Position p is "depth" p - first here: noise is keyed by the absolute position, as in the prefix engine.
         token = next_tokens(logits, state.sampling, state.key, first[:, 0], reply.position - first, logits.shape[1] - 1)
         law = filtered(logits, state.sampling) if self.tempered else logits
-        confidence, _ = likelihood(law, token)
+        confidence, _ = likelihood(law, token)  # p(token), which need not be the likeliest
         if self.ends == "late":
             confidence = jnp.where(jnp.isin(token, self.eos), LATE, confidence)
         at = jnp.minimum(reply.position, state.tokens.shape[1] - 1)
@@ -212,6 +227,7 @@ class Canvas(Method):
         open_ = (state.committed_at == OPEN) & (slot < state.limit[:, None])
         first_open = jnp.where(open_.any(-1), jnp.argmax(open_, axis=-1), state.limit).astype(jnp.int32)
         closed, revocable = first_open >= front.hi, jnp.asarray(self.select.revocable)
+        # End-of-text counts once nothing is open before it: till then a committed one may still be far from the text.
         lo = jnp.where(closed, front.hi, front.lo)
         ended = jnp.isin(state.tokens, self.eos) & (slot >= state.prompt[:, None]) & (slot < first_open[:, None])
         has_end = ended.any(-1) & (closed | ~revocable)
@@ -226,6 +242,7 @@ class Canvas(Method):
 
 def write(state: DecodeState, view: View, accept: Bool[Array, "B W"], reopen: Bool[Array, "B W"]) -> DecodeState:
     """Settle accepted positions with the view's tokens, and open others again."""
+    # Writing is a scatter of fixed shape: what is not to be written goes to slot S, which mode="drop" leaves out.
     front, beyond = state.carry, state.tokens.shape[1]
     put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
     at, back = (jnp.where(mask, view.position, beyond) for mask in (accept, reopen))

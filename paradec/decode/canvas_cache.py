@@ -7,6 +7,19 @@ block borders: no token depends on it, since rows do not see each other.
 
 For a model that sees the whole canvas a cache is an approximation (exact for one layer); for a block-causal model
 the finished blocks are exact.
+
+What each policy computes, for a canvas of 16 slots, a prompt of 6, limit 14 and blocks of 4 that are counted from the
+prompt's end; the block [6, 10) opens. `span` are positions computed, `stored` those whose keys go to the cache:
+
+    policy  opening call: span, stored   steady calls: span, keys read from the cache
+    none    0..15, nothing               0..15, none
+    dual    0..15, 0..13                 6..9, 0..5 and 10..13, as the opening call saw them
+    prefix  0..15, 0..5                  6..13 (8 wide, the narrowest quarter that reaches 14), 0..5
+    block   2..9, 2..5                   6..9, 0..5: 0 and 1 were stored by the prefill, for good
+    causal  2..9, 2..5                   6..9, 0..5: the same, with 2..5 read causally
+
+With shifted logits a steady span begins one further left: row 5 answers for position 6. That row is not `fresh`, so its
+own keys come from the cache.
 """
 
 from __future__ import annotations
@@ -39,7 +52,11 @@ class Span(NamedTuple):
 
 
 def border(target: Denoiser, position: Int[Array, "..."], prompt: Int[Array, "..."]) -> Int32[Array, "..."]:
-    """Where the model's block that holds `position` begins. Needs a block-causal model."""
+    """Where the model's block that holds `position` begins. Needs a block-causal model.
+
+    Blocks of 4 and a prompt of 6: position 9 is in the block from 8 on of the grid "text", from 6 on of "prompt", whose
+    first block of the prompt is cut short: position 1 is in the block from -2 on.
+    """
     first = prompt if target.grid == "prompt" else 0
     return (position - first) // target.block * target.block + first
 
@@ -65,15 +82,18 @@ def ask(
 ) -> tuple[Reply, PyTree]:  # fmt: skip
     """One model call on a span, and its delta. `live`: rows whose cache is read."""
     slots, lo = state.tokens.shape[1], state.carry.lo
+    # `position` is what is computed, `wanted` what the reply is about: from lo on, or everything in a whole window.
     position = span.at[:, None] + lax.iota(jnp.int32, span.size)[None]
     wanted = lo[:, None] + lax.iota(jnp.int32, window)[None]
     if window == slots:
         wanted = jnp.broadcast_to(lax.iota(jnp.int32, slots)[None], wanted.shape)
+    # `read` finds the row that answers for each wanted position. Clipped are positions past the span, which are past
+    # the block's end, or the limit, too: nobody looks at their logits.
     here = jnp.minimum(position, slots - 1)
     fresh = (position >= span.new[:, None]) & (position < span.end[:, None])
     read = jnp.clip(wanted - span.at[:, None] - int(target.shift), 0, span.size - 1)
     token, beside = seen(target, state, here), None
-    if shadows:
+    if shadows:  # one mask row more for each wanted position, behind the canvas rows; logits :window are the canvas's
         token = jnp.concatenate([token, jnp.full(wanted.shape, target.mask_id, jnp.int32)], axis=1)
         beside = jnp.concatenate([jnp.zeros_like(fresh), jnp.ones(wanted.shape, bool)], axis=1)
         position = jnp.concatenate([position, wanted], axis=1)
@@ -171,12 +191,14 @@ class Cached(Whole):
         due, live = state.carry.fresh & ~state.done, ~state.done
         wide = jnp.all(due | state.done) if self.wait else jnp.any(due)
         first, later = self.opening(target, state), self.steady(target, state, window)
+        # Where rows wait, a call is wide when all live rows are due; else one row that is due makes it wide for all.
         # A row that is not due, in a call that is wide for others, recomputes just what it would have alone.
         mixed = first._replace(
             new=jnp.where(due, first.new, later[0].new), end=jnp.where(due, first.end, later[0].end),
             store=jnp.where(due, first.store, 0), length=jnp.where(due, first.length, state.cache.length),
         )  # fmt: skip
 
+        # A row that is due recomputes all that counts from `new` on: where that is 0 it reads nothing of the cache.
         def open_(cache: PyTree) -> tuple[Reply, PyTree]:
             reads = live & (~due | (mixed.new > 0))
             reply, delta = ask(target, params, cache, state, mixed, window, shadows, live=reads)
@@ -254,6 +276,10 @@ class BlockCache(Cached):
 
     A block is stored by the opening call of the next one, which is two blocks wide, so that keeping costs no call of
     its own.
+
+    Example, blocks of 4 from position 0 on, a prompt of 6: the model's block is [4, 8). The prefill stores nothing; the
+    opening call computes 0 to 7 and stores 0 to 3; steady calls compute 4 to 7. The next opening call computes 4 to 11
+    and stores 4 to 7, which are final now.
     """
 
     name = "block"
@@ -266,6 +292,8 @@ class BlockCache(Cached):
         last = jnp.where(state.done, 0, last)
 
         def some(s: DecodeState) -> DecodeState:
+            # The call is `size` wide wherever it stands. At the canvas' end it begins early, at `start` before `at`:
+            # what it computes again there is stored again.
             at = s.cache.length
             end = jnp.minimum(border(target, at + size, s.prompt), last)
             count = jnp.maximum(end - at, 0)
@@ -278,6 +306,7 @@ class BlockCache(Cached):
         return lax.while_loop(lambda s: jnp.any(s.cache.length < last), some, state)
 
     def opening(self, target: Denoiser, state: DecodeState) -> Span:
+        # The block before and the own one; near the canvas' end the span begins early, since it may not stick out.
         base = self.base(target, state)
         at = jnp.maximum(base - target.block, 0)
         size = min(2 * target.block, state.tokens.shape[1])
@@ -310,6 +339,9 @@ class SubBlockCache(BlockCache):
 
     Deviation: every sub-block opens with a wide call, so it is right for models without shift too, and a call wide
     enough for the block before is spent each time.
+
+    Example, blocks of 8, sub-blocks of 4, the block [8, 16): both sub-blocks open with a call on 0 to 15 that stores
+    all of it; steady calls compute 8 to 11, later 12 to 15, and read the rest as the opening call saw it.
     """
 
     name = "sub_block"

@@ -19,7 +19,8 @@ def room(batch: int, slots: int, best: int) -> Logprobs:
 def noted(kept: Logprobs, logits: Float[Array, "B P V"], token: Int[Array, "B P"], at: Int[Array, "B P"]) -> Logprobs:
     """`kept`, with what `logits` say of `token` and of the likeliest ones written at slots `at`.
 
-    Slots past the end are left out.
+    Slots past the end are left out. Of two columns P with `at` = (6, S) the first is written to slot 6, the second
+    nowhere: that is how callers name what was not committed.
     """
     law = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     value, best = lax.top_k(law, kept.best.shape[-1])

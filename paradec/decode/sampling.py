@@ -85,7 +85,12 @@ def filtered(logits: Float[Array, "B N V"], s: Sampling) -> Float[Array, "B N V"
 
 
 def _threshold(x: Float[Array, "B N V"], s: Sampling) -> Float[Array, "B N 1"]:
-    """The smallest log weight that top-k, then top-p of what is left, then min-p keep."""
+    """The smallest log weight that top-k, then top-p of what is left, then min-p keep.
+
+    All three are thresholds on the log weight, so a token is kept where it reaches the largest of them. Top-k: fewer
+    than k tokens weigh more. Top-p: tokens that weigh more have less than p together, so the one that crosses p is
+    kept. Min-p: at least min_p times the largest weight (2407.01082), which needs no sum.
+    """
     top_k, top_p, min_p = (v[:, None, None] for v in (s.top_k, s.top_p, s.min_p))
     top = jnp.max(x, axis=-1, keepdims=True)
     kth = _above(x, jnp.ones_like(x), jnp.where(top_k > 0, top_k.astype(jnp.float32), jnp.inf), top)
@@ -100,6 +105,10 @@ def _above(
 ) -> Float[Array, "B N 1"]:
     """The smallest t such that the entries of x above t weigh less than `bound`: an entry of x, or -inf if all do.
 
+    Example of top-k, weights of 1, bound 2, x = (3, 1, 2, 0): above 2 there is one entry, above 1 there are two, so t
+    is 2, and x >= t keeps 3 and 2. Of top-p, probabilities (.5, .3, .15, .05), bound .7: above the second entry lie .5,
+    above the third .8, so t is the second entry, and .5 and .3 are kept.
+
     Found by halving the range of float32 bit patterns, 32 sums over V. To sort a vocabulary that is sharded would
     gather it, and for 18 rows of 128256 take 128 MiB and half a minute of compilation on a TPU.
     """
@@ -113,6 +122,8 @@ def _above(
         fits = jnp.sum(jnp.where(key > middle, weight, 0.0), axis=-1, keepdims=True) < bound
         return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
+    # Floats of one sign sort like their bits, and negative ones backwards, which `ordered` turns round. So 32 halvings
+    # of an interval of int32 end at one float exactly; it begins just below -inf, and at the largest entry.
     key, high = (ordered(lax.bitcast_convert_type(v, jnp.int32)) for v in (x, top))
     low = jnp.full_like(high, ordered(np.float32(-np.inf).view(np.int32)) - 1)
     _, found = lax.fori_loop(0, 32, halve, (low, high))
@@ -122,6 +133,7 @@ def _above(
 def seen(state: DecodeState, token: Int[Array, "B N"], see: Bool[Array, "B N N"], vocab: int) -> Bool[Array, "B N V"]:
     """Which tokens the text up to each node holds: the row's own text and the node's ancestors."""
 
+    # `max` with False leaves an entry as it is, so padding behind the text marks nothing.
     def text(tokens: Array, length: Array) -> Array:
         return jnp.zeros(vocab, bool).at[tokens].max(lax.iota(jnp.int32, tokens.shape[0]) < length)
 
@@ -152,7 +164,8 @@ def next_tokens(
     """The token each node's row would emit: argmax, or argmax of warped logits plus noise.
 
     `first` is the absolute position of the token after a node of depth 0. Noise is drawn once per position (depths
-    0..span), not per node, so siblings share it and a tree samples exactly like the chain it holds.
+    0..span), not per node, so siblings share it and a tree samples exactly like the chain it holds. A text of 5 tokens:
+    the root (depth 0) chooses the token of position 5, and both of its children that of position 6, under one noise.
     """
 
     def sampled(x: Array) -> Array:

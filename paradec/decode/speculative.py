@@ -3,6 +3,15 @@
 One step: the drafter proposes a tree under each row's last token; the target scores all nodes in one call; the rule
 keeps a path; its keys and values (or states) are appended to the cache, its tokens to the text; the drafter looks at
 what happened. Rows are ragged throughout: each accepts its own number of tokens and stops on its own.
+
+Example: the text is a b c, so the cache covers a b, and the draft is the chain x y under c.
+
+    node       0 (c)  1 (x)  2 (y)
+    choice       x      z      -     the target's own next token after each node
+    path, token  0: x   1: z         x is the child of c that the target chose; no child of x is z
+
+The verdict has count 2. The tokens x z go to positions 3 and 4, the keys of nodes 0 and 1 (c x) to the cache's slots 2
+and 3: the text is a b c x z and the cache covers all of it but z, as before.
 """
 
 from __future__ import annotations
@@ -82,6 +91,7 @@ class Speculative(Method):
 
         def some(s: DecodeState) -> DecodeState:
             count = jnp.clip(left(s), 0, chunk)
+            # One token more than is read: each row's verdict is the token after it.
             at = s.cache.length[:, None] + lax.iota(jnp.int32, chunk + 1)[None]
             token = jnp.take_along_axis(s.tokens, jnp.minimum(at, s.tokens.shape[1] - 1), axis=1)
             rows = Rows.chain(token[:, :-1])
@@ -101,6 +111,7 @@ class Speculative(Method):
         full = self.accept(tree, scored, state, self.drafter.depth)
         verdict, done = cut(full, state, self.eos)
         calls = state.calls + (~state.done).astype(jnp.int32)
+        # Tokens of the verdict go to the slots behind the text; those beyond the count to slot S, which is dropped.
         i = lax.iota(jnp.int32, verdict.token.shape[1])[None]
         at = jnp.where(i < verdict.count[:, None], state.length[:, None] + i, state.tokens.shape[1])
         write = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
@@ -126,6 +137,7 @@ class Speculative(Method):
         """
         N = tree.token.shape[1]
         widths = (*self.drafter.widths, N)
+        # One more than the last valid node of any live row. `which` is the first of the widths that is not below it.
         last = jnp.max(jnp.where(tree.valid, lax.iota(jnp.int32, N)[None] + 1, 0), axis=-1)
         needed = jnp.max(jnp.where(state.done, 1, last))
         which = jnp.sum(needed > jnp.asarray(widths))
@@ -145,6 +157,7 @@ class Speculative(Method):
         out, delta = self.target.extend(
             params["target"], state.cache, rows, pending, taps=self.drafter.taps, live=~state.done
         )
+        # A narrow call's results are padded to N nodes, so that all widths return one shape; no walk reaches the rest.
         see = ancestors(near.parent)
         choice, logits = choose(out.logits, near, see, state, min(self.drafter.span, width - 1))
         wide = lambda x: jnp.pad(x, ((0, 0), (0, N - width)) + ((0, 0),) * (x.ndim - 2))
@@ -160,6 +173,7 @@ class Speculative(Method):
         depth = lax.iota(jnp.int32, self.drafter.depth) + 1
         live = ~state.done
         usable = tree.valid & tree.walk
+        # Depth d was offered where a usable node stands there, accepted where the verdict holds more than d tokens.
         offered = (usable[:, None] & (tree.depth[:, None] == depth[None, :, None])).any(-1)
         accepted = verdict.count[:, None] > depth[None]
         s = state.stats

@@ -30,12 +30,16 @@ def trie(guess: Int[Array, "B G K"], valid: Bool[Array, "B G"], first: int) -> t
 
     Chains that start alike share the nodes of the earliest one, so siblings carry distinct tokens and the walk never
     has to choose between equals; the duplicates are invalid.
+
+    Example with first = 1: chains x y and x z are nodes 1 2 and 3 4. Node 3 repeats node 1, so it is invalid and its
+    own parent, and node 4 hangs on node 1: parents (0, 1, 3, 1), depths (1, 2, 1, 2).
     """
     B, G, K = guess.shape
     same = jnp.cumprod(guess[:, :, None] == guess[:, None], axis=-1).astype(bool)  # chains g, h agree up to k
     same = same & valid[:, None, :, None] & valid[:, :, None, None]
     owner = jnp.argmax(same, axis=2).astype(jnp.int32)  # "B G K": the first chain with this prefix
     g, k = jnp.meshgrid(jnp.arange(G, dtype=jnp.int32), jnp.arange(K, dtype=jnp.int32), indexing="ij")
+    # A node counts if no earlier chain has the same prefix; its parent is whoever owns the prefix one token shorter.
     mine = valid[:, :, None] & (owner == g[None])
     up = first + owner[:, :, :-1] * K + k[None, :, :-1]
     above = jnp.concatenate([jnp.zeros((B, G, 1), jnp.int32), up], axis=2)

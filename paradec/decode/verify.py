@@ -28,7 +28,12 @@ def at_path(x: Shaped[Array, "B N"], path: Int[Array, "B P"]) -> Shaped[Array, "
 
 @struct.dataclass
 class Match(Accept):
-    """Keep the child that equals the target's own token: exact for greedy and, token for token, for sampling."""
+    """Keep the child that equals the target's own token: exact for greedy and, token for token, for sampling.
+
+    Example: node 0 has the children 1 (x) and 2 (y), node 2 the child 3 (z). Choices after the nodes are (y, u, z, w).
+    At depth 1 the child of 0 that is y is node 2, at depth 2 the child of 2 that is z is node 3: path (0, 2, 3), tokens
+    (y, z, w). Were the choice after node 2 a v, the walk would end there: path (0, 2), tokens (y, v).
+    """
 
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         B, N = tree.token.shape
@@ -69,13 +74,16 @@ class Rejection(Accept):
         V = logp.shape[-1]
         logq = tree.logq if tree.logq is not None else _onehot(tree.token, V)
         child, childq = tree.token[:, 1:], logq[:, 1:]
+        # Log probabilities of child i + 1 under node i, the target's and the draft's; u q < p is u < p / q.
         p = jnp.take_along_axis(logp[:, :-1], child[:, :, None], axis=-1)[..., 0]
         q = jnp.take_along_axis(childq, child[:, :, None], axis=-1)[..., 0]
         position = state.length[:, None] + lax.iota(jnp.int32, N)[None]
         u = uniform(state.key, position[:, :-1], ACCEPT)
         accept = (u * jnp.exp(q) < jnp.exp(p)) & tree.valid[:, 1:] & tree.walk[:, 1:]
+        # The leading accepted ones: (1, 1, 0, 1) keeps 2.
         kept = jnp.sum(jnp.cumprod(accept, axis=-1), axis=-1).astype(jnp.int32)
 
+        # The law of the last token: p behind the last kept node, less the draft's q if its draft there was refused.
         last = kept[:, None, None]
         law = jnp.exp(jnp.take_along_axis(logp, last, axis=1)[:, 0])
         offered = jnp.pad(tree.valid[:, 1:] & tree.walk[:, 1:], ((0, 0), (0, 1)))
@@ -114,10 +122,12 @@ class Typical(Accept):
         logp = jax.nn.log_softmax(warp(scored.logits, state.sampling), axis=-1)
         entropy = -jnp.sum(jnp.where(jnp.isfinite(logp), jnp.exp(logp) * logp, 0.0), axis=-1)
         bar = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+        # A node's token is judged by the law at its parent.
         mine = jnp.take_along_axis(logp, tree.parent[:, :, None], axis=1)
         p = jnp.exp(jnp.take_along_axis(mine, tree.token[:, :, None], axis=2)[..., 0])
         root = lax.broadcasted_iota(jnp.int32, tree.token.shape, 1) == 0
         passes = root | (tree.valid & tree.walk & (p > at_path(bar, tree.parent)))
+        # A node's path counts where all that the node sees (its ancestors and itself) pass, and node 0 is among them.
         see = ancestors(tree.parent)
         alive = jnp.all(passes[:, None] | ~see, axis=-1) & see[:, :, 0]
         end = jnp.argmax(jnp.where(alive, tree.depth, -1), axis=-1).astype(jnp.int32)[:, None]
@@ -125,7 +135,11 @@ class Typical(Accept):
 
 
 def _path_to(tree: Tree, scored: Scored, see: Bool[Array, "B N N"], end: Int[Array, "B 1"], depth: int) -> Verdict:
-    """The verdict that keeps every node from the root down to `end`."""
+    """The verdict that keeps every node from the root down to `end`.
+
+    The nodes that `end` sees are its ancestors and itself, one at every depth up to its own: `path[d]` is the one at
+    depth d. Tokens are the drafted ones of path[1:], and last the target's own after `end`.
+    """
     on = jnp.take_along_axis(see, end[:, :, None], axis=1)[:, 0]
     level = lax.iota(jnp.int32, depth + 1)
     here = on[:, None] & (tree.depth[:, None] == level[None, :, None])
@@ -143,7 +157,8 @@ def _onehot(token: Int[Array, "B N"], vocab: int) -> Float[Array, "B N V"]:
 def cut(verdict: Verdict, state: DecodeState, eos: Int[Array, "E"]) -> tuple[Verdict, Bool[Array, "B"]]:
     """The verdict shortened to end-of-text, limit and finished rows, and which rows are done after it.
 
-    End-of-text counts only where it is committed; the token itself stays in the text.
+    End-of-text counts only where it is committed; the token itself stays in the text. Tokens (x, end, y) with count 3
+    and room for 5 more give count 2, and the row is done; with room for 1, count 1, and it is done by its limit.
     """
     i = lax.iota(jnp.int32, verdict.token.shape[1])[None]
     count: Int32[Array, "B"] = jnp.minimum(verdict.count, state.limit - state.length)
@@ -158,14 +173,12 @@ SYSTEMS = (
     System(
         name="match", title="Verification by equality", slot="accept", family="accept", make=Match,
         exact_to=ExactTo("ar", "ar"), laws=("exact", "rows", "loops", "law"),
-        cost="None.",
-        proof="pytest tests/decode/test_rules.py -k match",
+        cost="None.", proof="pytest tests/decode/test_rules.py -k match",
     ),
     System(
         name="rejection", title="Speculative sampling by rejection", slot="accept", arxiv="2211.17192",
         family="accept", make=Rejection, exact_to=ExactTo("ar", None), laws=("greedy", "rows", "loops", "law"),
-        cost="The target's law and the draft's at every node.",
-        proof="pytest tests/decode/test_rules.py -k rejection",
+        cost="The target's law and the draft's at every node.", proof="pytest tests/decode/test_rules.py -k rejection",
     ),
     System(
         name="typical", title="Typical acceptance", slot="accept", arxiv="2401.10774", family="accept",
@@ -174,7 +187,6 @@ SYSTEMS = (
             "epsilon": "a probability that is always enough",
             "delta": "share of exp(-entropy) that is enough where the law is flat",
         },
-        cost="The target's law and its entropy at every node.",
-        proof="pytest tests/decode/test_rules.py -k typical",
+        cost="The target's law and its entropy at every node.", proof="pytest tests/decode/test_rules.py -k typical",
     ),
 )  # fmt: skip

@@ -104,6 +104,8 @@ def likelihood(law: Float[Array, "B W V"], token: Int[Array, "B W"]) -> tuple[Fl
     """The probability of one token at each position, and its logarithm, from log weights of any size.
 
     The logarithm is fine at both ends: near 1 it is what all others weigh together, near 0 a difference of log weights.
+    With w_i = exp(law_i - max) and r the sum of the w_i of all other tokens, p = w / (w + r). For the likeliest token w
+    is 1 and log p = -log1p(r): of r = 1e-12, where p rounds to 1 in float32, it is -1e-12, and not 0.
     """
     top = jnp.max(law, axis=-1, keepdims=True)
     mine = jnp.take_along_axis(law, token[..., None], axis=-1)
@@ -115,9 +117,13 @@ def likelihood(law: Float[Array, "B W V"], token: Int[Array, "B W"]) -> tuple[Fl
 
 
 def rank(score: Float[Array, "B W"], among: Bool[Array, "B W"]) -> Int32[Array, "B W"]:
-    """Place of each position in falling order of score, 0 first; ties go to the lower position, others get W."""
+    """Place of each position in falling order of score, 0 first; ties go to the lower position, others get W.
+
+    Scores (.2, .9, .9, .5), the last one not among them: (2, 0, 1, 4).
+    """
     slot = lax.broadcasted_iota(jnp.int32, among.shape, 1)
     order = lax.sort((~among, -score, slot), dimension=1, is_stable=True, num_keys=2)[2]
+    # `order[k]` is the position of place k; its inverse permutation, a second sort, is the place of each position.
     place = jnp.argsort(order, axis=-1, stable=True).astype(jnp.int32)
     return jnp.where(among, place, score.shape[-1])
 

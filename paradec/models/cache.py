@@ -41,11 +41,15 @@ def empty_cache(layers: int, batch: int, heads: int, slots: int, head_dim: int, 
 
 
 def commit(cache: KVCache, delta: KVDelta, path: Int[Array, "B P"] | None, count: Int[Array, "B"]) -> KVCache:
-    """The cache with delta rows `path[:count]` appended to each row. Only the accepted path is touched."""
+    """The cache with delta rows `path[:count]` appended to each row. Only the accepted path is touched.
+
+    A row of length 5, path (0, 2, 3), count 2: slots 5 and 6 get the keys of nodes 0 and 2, and the length is 7.
+    """
 
     def along(x: Float[Array, "L B H N K"]) -> Float[Array, "L B H P K"]:
         return x if path is None else jnp.take_along_axis(x, path[None, :, None, :, None], axis=3)
 
+    # All P nodes of a path are gathered, P being static; `store` writes the first `count` of them.
     moved = KVDelta(k=along(delta.k), v=along(delta.v))
     return store(cache, moved, cache.length, count, cache.length + count)
 

@@ -47,7 +47,8 @@ def _window(buffer: Array, new: Array, start: Array, count: Array) -> Array:
     P = min(new.shape[3], S)
     i = lax.iota(jnp.int32, P)[:, None]
     # A slice that sticks out would be moved back without a word. So the window begins early enough to fit, and its
-    # entries as many slots further inside it.
+    # entries as many slots further inside it. S = 8, P = 4, start 6, count 2: the window is slots 4 to 7, `shift` is 2,
+    # `fresh` is the padded entries from P - 2 on, (0, 0, new 0, new 1), and entries 2 and 3 of the window are replaced.
     first = jnp.minimum(start, S - P)
     shift = start - first
     padded = jnp.pad(new[:, :, :, :P], ((0, 0), (0, 0), (0, 0), (P, 0), (0, 0)))

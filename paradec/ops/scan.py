@@ -16,7 +16,8 @@ def tree_scan(
     """The state after every node (float32); a node that is its own parent hangs on `h0`, and None means one chain.
 
     Parents may stand anywhere. The chain is one associative scan; the tree composes each node's affine map with its
-    parent's, then its grandparent's, …: log2 N rounds of pointer doubling (Wyllie's list ranking).
+    parent's, then its grandparent's, …: log2 N rounds of pointer doubling (Wyllie's list ranking). On a chain of 4,
+    round 1 composes nodes (1, 0), (2, 1), (3, 2) and lets 2 and 3 point to 0 and 1; round 2 completes 2 and 3.
     """
     a, b, h0 = (x.astype(jnp.float32) for x in (a, b, h0))
     if parent is None:

@@ -2,7 +2,7 @@
 
 Every batch of prompts is decoded twice: plainly, one position a call, for the reference, and along another rule, whose
 calls are written down where they happen, on the device. Learn2PD (arXiv 2509.25188) walks along the oracle. A recording
-is a folder as in `learn.traces`, with a safetensors file for each shard.
+is a folder as in `record.traces`, with a safetensors file for each shard.
 """
 
 from __future__ import annotations

@@ -2,18 +2,21 @@
 
 Public, so that a method or a model of your own can be put through the same laws as ours:
 
-    model, weights = testing.tiny_transformer()
-    testing.laws.exactness(model, {"target": weights}, my_method(model), testing.ragged_prompts(0, model.vocab_size))
+    testing.check_method(MyDrafter())
+    testing.check_model(model, params)
 """
 
 from paradec.models.tabular import ConditionalTable
 from paradec.testing import drafters, laws, model_laws, mutants
+from paradec.testing.check import check_method, check_model
 from paradec.testing.recurrent import GatedRecurrence
 from paradec.testing.tiny import ragged_prompts, tiny_recurrence, tiny_table, tiny_transformer
 
 __all__ = [
     "ConditionalTable",
     "GatedRecurrence",
+    "check_method",
+    "check_model",
     "drafters",
     "laws",
     "model_laws",

@@ -26,7 +26,6 @@ SYSTEMS = (
     System(
         name="ar", title="Plain autoregressive decoding", slot="draft", family="baseline", make=NoDraft,
         exact_to=ExactTo("ar", "ar"), laws=EXACT,
-        cost="One call of one row for every token.",
-        proof="pytest tests/decode/test_laws.py -k ar",
+        cost="One call of one row for every token.", proof="pytest tests/decode/test_laws.py -k ar",
     ),
 )  # fmt: skip

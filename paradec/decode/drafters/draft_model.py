@@ -28,6 +28,12 @@ class DraftModel(ChainDrafter):
     never read: so the first draft call always reads two. Its table may be longer or shorter than the target's
     `vocab_size` (0: as long), as where two models of one tokenizer are padded differently: it never drafts what only it
     has, and reads what only the target has as its own last token. Sources: 2211.17192, 2302.01318.
+
+    Example, num_draft = 3. Text a b c d, cache a b c, so `behind` is 0. The first call has rows (c, d); d hangs on the
+    cache, c is junk. It drafts x; the next calls read x and y and draft y and z; z is read by no call. Delta rows are
+    now (c, d, x, y). If the target keeps x y z and adds w, the cache takes rows 1 to 3 (d x y), and the text
+    a b c d x y z w is two ahead of it: `behind` is 1, and the next first call has rows (z, w) with w hanging on z. If
+    it keeps x alone and adds u, the cache takes rows 1 and 2 (d x) of a text a b c d x u: `behind` is 0.
     """
 
     model: Model = struct.field(pytree_node=False)
@@ -119,6 +125,7 @@ class DraftModel(ChainDrafter):
         delta, behind = scratch
         read = jnp.minimum(verdict.count, self.num_draft)  # the last drafted token was never fed
         count = jnp.where(verdict.count > 0, behind + read, 0)
+        # Delta row 0 is committed only where the cache was behind: the path is rows 0, 1, … there, else 1, 2, ….
         path = 1 - behind[:, None] + lax.iota(jnp.int32, self.num_draft + 1)[None]
         return self.model.commit(state.carry, delta, jnp.minimum(path, self.num_draft), count)
 

@@ -33,6 +33,15 @@ class Lookahead(Drafter):
     trie. Source: 2402.02057. Deviations: the pool is a ring per row (least recently seen leaves) instead of a table
     over the vocabulary; the window starts full of tokens of the text, without warm-up calls; the target's own token
     after a full match is used.
+
+    Example with ngram 3 and window 3: two rows, R0 at depths 0 to 2 and R1 at 1 to 3, and the target's choices after R1
+    are the newest iterate N, at 2 to 4. Node 0 is the root.
+
+        R0   0  1  2        parents  0  0  1     (each on its left neighbour)
+        R1   3  4  5                 0  1  2     (each on the node above)
+        N    -  -  -        n-grams of the pool: R0[j] R1[j] N[j], three tokens in a row of the text for every column j
+
+    Then the window moves: R1 without its first becomes R0 (its first is the new root), and N becomes R1.
     """
 
     ngram: int = struct.field(pytree_node=False, default=5)
@@ -81,11 +90,13 @@ class Lookahead(Drafter):
         guess = text_tokens(state, position).reshape(B, self.rows, self.window)
         window = jnp.where(carry.filled[:, None, None], carry.window, guess).at[:, 0, 0].set(root)
 
+        # The most recently seen n-grams that begin with the root; an age of -1 says that there are no more of them.
         match = jnp.where(carry.pool[:, :, 0] == root[:, None], carry.age, -1)
         age, best = lax.top_k(match, self.tries)
         grams = jnp.take_along_axis(carry.pool, best[:, :, None], axis=1)[:, :, 1:]
         parent, depth, valid = trie(grams, age >= 0, first=size)
 
+        # Node r * W + j is row r of column j, at depth r + j.
         r, j = jnp.meshgrid(jnp.arange(self.rows), jnp.arange(self.window), indexing="ij")
         above = jnp.where(r > 0, (r - 1) * self.window + j, jnp.maximum(j - 1, 0)).astype(jnp.int32)
         flat = lambda x: jnp.broadcast_to(x.reshape(1, size).astype(jnp.int32), (B, size))
@@ -125,7 +136,11 @@ class Lookahead(Drafter):
 def _remember(
     pool: Int[Array, "B Q G"], age: Int[Array, "B Q"], grams: Int[Array, "B W G"], now: Int[Array, "B"]
 ) -> tuple[Int32[Array, "B Q G"], Int32[Array, "B Q"]]:
-    """The pool with each n-gram in it once: known ones become young again, new ones replace the oldest."""
+    """The pool with each n-gram in it once: known ones become young again, new ones replace the oldest.
+
+    Ages (4, 7, -1), call 9: a known n-gram in entry 0 gives (9, 7, -1); a new one goes to entry 2, (9, 7, 9); the next
+    new one to entry 1. One after the other, so that equal n-grams of one call find each other.
+    """
 
     def add(w: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         pool, age = carry

@@ -57,7 +57,6 @@ SYSTEMS = (
             "tau": "confidence that is enough; above 1 blocks of `size`",
             "size": "block length where there is no such delimiter", "ahead": "positions that are searched",
         },
-        cost="Calls predict max(size, ahead) positions.",
-        proof="pytest tests/decode/test_unmasking.py -k ada_block",
+        cost="Calls predict max(size, ahead) positions.", proof="pytest tests/decode/test_unmasking.py -k ada_block",
     ),
 )  # fmt: skip

@@ -54,7 +54,6 @@ SYSTEMS = (
             "alpha": "weight of the credit", "gamma": "power of the probability that is credited",
             "beta": "share of the credit that a call leaves, below 1",
         },
-        cost="One float a position and token.",
-        proof="pytest tests/decode/test_unmasking.py -k credit",
+        cost="One float a position and token.", proof="pytest tests/decode/test_unmasking.py -k credit",
     ),
 )  # fmt: skip

@@ -35,7 +35,6 @@ SYSTEMS = (
         name="entropy", title="dParallel: entropy threshold", slot="select", arxiv="2509.26488", make=Entropy.of,
         laws=RULE,
         meanings={"delta": "entropy that is low enough, in nats; below 0 one position a call"},
-        cost="The entropy of every position.",
-        proof="pytest tests/decode/test_unmasking.py -k entropy",
+        cost="The entropy of every position.", proof="pytest tests/decode/test_unmasking.py -k entropy",
     ),
 )  # fmt: skip

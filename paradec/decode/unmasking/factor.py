@@ -43,7 +43,6 @@ SYSTEMS = (
     System(
         name="factor", title="Fast-dLLM: factor", slot="select", arxiv="2505.22618", make=Factor.of, laws=RULE,
         meanings={"f": "the bound; up to 1 the tokens are also likeliest together", "compat": "as the published code"},
-        cost="None beside the call.",
-        proof="pytest tests/decode/test_originals.py -k factor",
+        cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k factor",
     ),
 )  # fmt: skip

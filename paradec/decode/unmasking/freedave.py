@@ -108,7 +108,10 @@ class FreeDave(Method):
     def chain(self, params: PyTree, state: DecodeState, first: DecodeState, due: Bool[Array, "B"]) -> DecodeState:
         """Draft from the old reply, look at all drafts in one call, follow them as far as they are true.
 
-        Rows that are `due` for an opening call wait.
+        Rows that are `due` for an opening call wait. Example with T the transition and r0 the reply in hand, 3 drafts:
+        s1 = T(s0, r0) is certain; g2 = T(s1, r0) and g3 = T(g2, r0) are guesses; one call replies r1, q2, q3 to them.
+        s2 = T(s1, r1) is the truth. If s2 is g2, q2 is its reply and s3 = T(s2, q2) the next truth; if s3 is not g3, s2
+        and q2 are kept, two states on. If s2 is not g2, s1 and r1 are kept: never less than the base's own step.
         """
         fixed = dict(key=first.key, sampling=first.sampling)
         bare = lambda s: s.replace(cache=None, key=None, sampling=None)
@@ -147,12 +150,14 @@ class FreeDave(Method):
             holding = lambda s: s.replace(carry=Held(front=s.carry, reply=reply))
             best = keep(holding(after), holding(now), after.done)
             kept = keep(best, kept, alive)
+            # `ahead` is the next draft, whose reply is known: the truth goes on only where it is that draft.
             same = agree(after, ahead) & ~after.done
             if self.base.cache.keeps:
                 same &= ~after.carry.fresh
             depth = depth + (alive & (same | after.done)).astype(jnp.int32)
             return (keep(after, now, alive), kept, alive & same, depth), None
 
+        # Step i compares with draft i + 1. The last has none: what stands in its place changes nothing any more.
         last = jax.tree.map(lambda x: jnp.concatenate([x[1:], x[-1:]]), drafts)
         start = state.replace(carry=Held(front=state.carry, reply=jax.tree.map(lambda x: x[0], replies)))
         zero = jnp.zeros_like(state.calls)

@@ -47,7 +47,6 @@ SYSTEMS = (
         name="hierarchical", title="dInfer: hierarchical", slot="select", arxiv="2510.08666", make=Hierarchical.of,
         laws=RULE,
         meanings={"tau": "confidence that is exceeded", "low": "confidence that the best of a run exceeds"},
-        cost="None beside the call.",
-        proof="pytest tests/decode/test_unmasking.py -k hierarchical",
+        cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k hierarchical",
     ),
 )  # fmt: skip

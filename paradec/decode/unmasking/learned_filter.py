@@ -98,14 +98,12 @@ SYSTEMS = (
         name="learned_filter", title="Learn2PD: learned filter", slot="select", arxiv="2509.25188",
         make=LearnedFilter.of, needs=("filter",), laws=RULE,
         meanings={"tau": "what the filter must exceed; 1 and more is one position a call"},
-        cost="Two small matrix products a block.",
-        proof="pytest tests/learn/test_learned_filter.py",
+        cost="Two small matrix products a block.", proof="pytest tests/learn/test_learned_filter.py",
     ),
     System(
         name="end_of_text", title="Learn2PD: end-of-text prediction", slot="cut", arxiv="2509.25188",
         make=EndOfText.of, needs=("eos",), laws=RULE,
         meanings={"tau": "confidence that is enough where none is committed", "leftmost": "the first, not the surest"},
-        cost="Calls predict the whole canvas.",
-        proof="pytest tests/decode/test_unmasking.py -k end_of_text",
+        cost="Calls predict the whole canvas.", proof="pytest tests/decode/test_unmasking.py -k end_of_text",
     ),
 )  # fmt: skip

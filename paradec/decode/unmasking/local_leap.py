@@ -51,7 +51,6 @@ SYSTEMS = (
             "kappa": "confidence of an anchor", "tau": "confidence that is enough beside an anchor",
             "radius": "positions to each side that are beside it",
         },
-        cost="None beside the call.",
-        proof="pytest tests/decode/test_unmasking.py -k local_leap",
+        cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k local_leap",
     ),
 )  # fmt: skip

@@ -60,7 +60,6 @@ SYSTEMS = (
             "answer": "where the answer begins: from the prompt's end, or negative from the row's end",
             "width": "its positions", "steps": "steps of a whole decode; 0: as many as there are positions",
         },
-        cost="Calls predict the whole canvas.",
-        proof="pytest tests/decode/test_unmasking.py -k prophet",
+        cost="Calls predict the whole canvas.", proof="pytest tests/decode/test_unmasking.py -k prophet",
     ),
 )  # fmt: skip

@@ -55,7 +55,6 @@ SYSTEMS = (
             "per_call": "positions committed a call", "steps": "calls that a block is spread over; 0: per_call counts",
             "score": "what orders positions: probability, margin, entropy or random",
         },
-        cost="None beside the call.",
-        proof="pytest tests/decode/test_originals.py -k quota",
+        cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k quota",
     ),
 )  # fmt: skip

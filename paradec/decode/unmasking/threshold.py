@@ -50,7 +50,6 @@ SYSTEMS = (
             "tau": "confidence that is enough; above 1 one position a call", "strict": "above tau, not at it",
             "max_steps": "calls of a block, of which the last commits all that is left; 0: no limit",
         },
-        cost="None beside the call.",
-        proof="pytest tests/decode/test_originals.py -k threshold",
+        cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k threshold",
     ),
 )  # fmt: skip

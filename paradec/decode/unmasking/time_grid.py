@@ -85,7 +85,6 @@ SYSTEMS = (
             "eps": "the last noise level", "heat": "above 0 positions are drawn in proportion to exp(score / heat)",
             "whole": "round the share instead of cutting it",
         },
-        cost="None beside the call.",
-        proof="pytest tests/decode/test_unmasking.py -k grid",
+        cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k grid",
     ),
 )  # fmt: skip
