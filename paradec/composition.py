@@ -140,10 +140,10 @@ def compose(
     under it, `ends` and `tempered`, which are `Canvas`' own (`tempered` None: as the select rule was published).
     Raises `UnknownName` for a system or an option that does not exist, `InputError` for what does not go together.
     """
-    engine = engine_of(names, engines.of_model(target))
+    of_model = engines.of_model(target)
+    engine = engine_of(names, of_model)
     if engine.kind not in target.kinds:
-        what = "fills a canvas" if engine.kind == "canvas" else "continues a text"
-        raise InputError(f"{names} {what}, and a {type(target).__name__} does not; give a model of the other kind.")
+        raise InputError(f"{names} {engine.does}, and a {type(target).__name__} {of_model.does}; {engine.wants}.")
     own, settings = _split(names, engine, {**(options or {}), **{k: v for k, v in settings.items() if v is not None}})
     rows = _filled(names, engine, settings)
     settings = {key: value for key, value in settings.items() if key not in engine.by_name}

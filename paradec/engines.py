@@ -30,10 +30,13 @@ LARGEST = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """One kind of decoding. `fill` says which system takes a slot that a method leaves open, `usual` which methods are
-    compared unless told, the first of them plain decoding; `options` are those of every method of this engine."""
+    """One kind of decoding. `does` says what its methods and models do, `wants` what to give them. `fill` says which
+    system takes a slot that a method leaves open, `usual` which methods are compared unless told, the first of them
+    plain decoding; `options` are those of every method of this engine."""
 
     kind: str
+    does: str
+    wants: str
     fill: Mapping[str, str]
     slots: tuple[str, ...]
     usual: tuple[str, ...]
@@ -230,6 +233,8 @@ def problems(method: Canvas, rows: Mapping[str, System]) -> Iterable[str]:
 
 PREFIX = PrefixEngine(
     kind="prefix",
+    does="continues a text",
+    wants="give a Model",
     fill={"draft": "ar", "accept": "match"},
     slots=("accept", "draft"),
     usual=("ar", "prompt_lookup", "jacobi", "lookahead"),
@@ -239,6 +244,8 @@ PREFIX = PrefixEngine(
 )
 CANVAS = CanvasEngine(
     kind="canvas",
+    does="fills a canvas",
+    wants="give a Denoiser",
     fill={"select": "quota"},
     slots=("select", "rewrite", "region", "stop", "cut"),
     usual=("quota", "threshold", "quota+freedave"),

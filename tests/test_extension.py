@@ -105,7 +105,7 @@ print(json.dumps({
 """)  # fmt: skip
     table, _, document = said.rpartition("\n{")
     told = json.loads("{" + document)
-    assert "Echo (from" in table and "scratch-methods)" in table and "leftmost" in table
+    assert "Echo, from" in table and "scratch-meth" in table and "leftmost" in table
     assert told["origins"] == ["paradec", "scratch-methods", "scratch-methods"]
     assert told["options"] == {"num_draft": 3} and told["promises"] is True
     assert told["echo"] == ["exact on table", "rows on table", "loops on table"]

@@ -40,11 +40,11 @@ def methods(
     out = Table(box=None)
     for head in ("name", "slot", "arXiv", "exact", "trained"):
         out.add_column(head, no_wrap=True)
-    out.add_column("system")
+    out.add_column("system", overflow="fold")
     for row in rows:
         exact = " / ".join(promise or "-" for promise in row.exact_to)
         origin = catalog.origin(row.name)
-        title = row.title if origin == catalog.OURS else f"{row.title} (from {origin})"
+        title = row.title if origin == catalog.OURS else f"{row.title}, from {origin}"
         out.add_row(row.name, row.slot, row.arxiv or "-", exact, "yes" if row.trained else "no", title)
     OUT.print(out)
     OUT.print("exact: whose tokens a method returns, greedy / sampled.", style="dim")

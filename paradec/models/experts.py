@@ -53,11 +53,11 @@ class Experts:
     normalise: bool = False
     scale: float = 1.0
     bias: bool = False
-    gain: bool = False
     groups: int = 1
     top_groups: int = 1
     shared: int = 0  # width of one more MLP that all tokens pass; 0: none
     leading: int = 0  # layers before the first with experts; their MLPs are plain, of the model's `mlp_width`
+    gain: bool = False
 
     def __post_init__(self) -> None:
         """Raise `InputError` for what no router can do."""

@@ -17,7 +17,7 @@ from paradec.decode.sampling import NEXT, NOISE, gumbel, integers, row_keys, sam
 from paradec.decode.unmasking.eb import bounded
 from paradec.decode.unmasking.renoise import Past, Renoise
 from paradec.errors import InputError
-from paradec.models.posterior import JointTable, Texts
+from paradec.models.posterior import JointTable, JointTexts
 from paradec.types import OPEN, Prompt
 from tests.decode.canvases import decode, denoiser, differs, same
 from tests.diffusion_gemma import calm, fixture
@@ -213,7 +213,7 @@ def test_what_is_kept_tells_of_each_other_no_more_than_the_bound(gamma):
 
     @jax.jit
     def kept(weight):
-        law = jnp.log(model.marginals(Texts(text=jnp.asarray(text, jnp.int32), weight=weight), masks))
+        law = jnp.log(model.marginals(JointTexts(text=jnp.asarray(text, jnp.int32), weight=weight), masks))
         nats = -jnp.sum(jnp.exp(law) * law, axis=-1)
         return nats[0], bounded(nats, among, jnp.float32(gamma))[0]
 
