@@ -25,6 +25,8 @@ class Tables:
     block = 0
     grid = "prompt"
     shift = False
+    causal_cache = False
+    conditioned = 0
     base = None  # it has shadow rows
 
     @property
