@@ -36,6 +36,8 @@ from paradec.ops.product import wide_einsum
 from paradec.ops.rope import Rope, angles, rotate
 from paradec.types import Output, Place, Rows, Spec
 
+gelu = partial(jax.nn.gelu, approximate=True)
+
 KINDS = ("local", "full")
 """Layers that slide, and layers that see everything: two shapes, so two stacks, in every tree of this model."""
 
@@ -251,10 +253,8 @@ class DiffusionGemma:
 
     def init_cache(self, batch: int, slots: int) -> GemmaCache:
         """An empty cache with room for `slots` tokens a row; 0: none is kept."""
-        empty = lambda kind, layers: kv.empty_cache(
-            len(layers), batch, self.heads(kind).count, slots, self.heads(kind).size, self.dtype
-        )
-        return GemmaCache(*(empty(kind, layers) for kind, layers in self.stacks().items()))
+        sizes = ((len(layers), self.heads(kind)) for kind, layers in self.stacks().items())
+        return GemmaCache(*(kv.empty_cache(L, batch, of.count, slots, of.size, self.dtype) for L, of in sizes))
 
     def extend(
         self, params: GemmaWeights, cache: GemmaCache, rows: Rows, *, live: Bool[Array, "B"] | None = None
@@ -398,8 +398,3 @@ class DiffusionGemma:
     def _no_delta(self, kind: str, shape: tuple[int, ...]) -> KVDelta:
         nothing = jnp.zeros((0, shape[0], self.heads(kind).count, shape[1], self.heads(kind).size), self.dtype)
         return KVDelta(k=nothing, v=nothing)
-
-
-def gelu(x: Array) -> Array:
-    """The tanh form."""
-    return jax.nn.gelu(x, approximate=True)
