@@ -274,6 +274,11 @@ def plain(model: Model | Denoiser) -> str:
     return model.usual or of_model(model).plain
 
 
+def usual(model: Model | Denoiser) -> tuple[str, ...]:
+    """The methods that are compared on this model unless told, plain decoding or its own rule among them."""
+    return (model.usual,) if model.usual else of_model(model).usual
+
+
 def of_model(model: Model | Denoiser) -> Engine:
     """The engine that usually decodes a model."""
     return ENGINES[model.kinds[0]]

@@ -53,7 +53,7 @@ def compare(
     lines = o.gather(prompt, prompts, limit, bad)
     lm = o.load_model(model, dtype)
     if not names:
-        names = list(engines.of_model(lm.model).usual)
+        names = list(engines.usual(lm.model))
         options = o.split_options(names, method_arg)
     sample.tell(lm)
     told = partial(track, label=f"Comparing {len({*names, engines.plain(lm.model)})} methods")

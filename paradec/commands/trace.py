@@ -33,7 +33,7 @@ def trace(
     prompt = o.check_prompt(prompt)
     lm = o.load_model(model, dtype)
     if not names:
-        names = list(engines.of_model(lm.model).usual[:2])
+        names = list(engines.usual(lm.model)[:2])
         options = o.split_options(names, method_arg)
     sample.tell(lm)
     traces = []

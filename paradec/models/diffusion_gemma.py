@@ -43,6 +43,8 @@ from paradec.ops.product import wide_einsum
 from paradec.ops.rope import Rope, angles, rotate
 from paradec.types import Denoiser, Output, Place, Rows, Sizes, Spec, Stacks
 
+gelu = partial(jax.nn.gelu, approximate=True)
+
 
 class Heads(NamedTuple):
     """The heads of one kind of layer."""
@@ -347,8 +349,3 @@ class DiffusionGemma(Denoiser):
     def _no_delta(self, kind: str, shape: tuple[int, ...]) -> KVDelta:
         nothing = jnp.zeros((0, shape[0], self.heads(kind).count, shape[1], self.heads(kind).size), self.dtype)
         return KVDelta(k=nothing, v=nothing)
-
-
-def gelu(x: Array) -> Array:
-    """The tanh form."""
-    return jax.nn.gelu(x, approximate=True)

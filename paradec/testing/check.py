@@ -40,6 +40,7 @@ CANVAS_TARGETS = {
     "block": lambda: tiny_denoiser(block=BLOCK),
     "shifted": lambda: tiny_denoiser(shift=True),
     "causal": lambda: tiny_of_both(),
+    "noise": lambda: tiny_maskless(),
 }
 """Models of every kind that fills a canvas, and their weights."""
 
@@ -48,6 +49,23 @@ def tiny_denoiser(seed: int = 1, **options: Any) -> tuple[BlockDiffusion, PyTree
     """A random transformer as a denoiser, sharp enough that confidences vary, and its weights."""
     base, weights = tiny_transformer(seed)
     return BlockDiffusion(base, mask_id=base.vocab_size - 1, **options), weights.replace(norm=weights.norm * 3.0)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Maskless(BlockDiffusion):
+    """A denoiser without a mask token: it is shown whatever stands at positions that are not committed."""
+
+    mask_id: None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        """There is no mask token to be looked at."""
+
+
+def tiny_maskless(seed: int = 1) -> tuple[Maskless, PyTree]:
+    """A random transformer as a denoiser of noise, and its weights."""
+    base, weights = tiny_transformer(seed)
+    return Maskless(base), weights.replace(norm=weights.norm * 3.0)
 
 
 def tiny_of_both(seed: int = 1) -> tuple[NemotronDiffusion, PyTree]:
