@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -64,13 +63,9 @@ def commands() -> dict[str, Callable[..., int]]:
     from paradec.commands.catalogue import methods, models
     from paradec.commands.compare import compare
     from paradec.commands.demo import demo
+    from paradec.commands.explain import command
     from paradec.commands.generate import generate
     from paradec.commands.trace import trace
 
     found = {"generate": generate, "compare": compare, "trace": trace, "demo": demo, "bench": bench}
-    found |= {"methods": methods, "models": models}
-    with contextlib.suppress(ImportError):
-        from paradec.explain import command
-
-        found["explain"] = command
-    return found
+    return found | {"methods": methods, "models": models, "explain": command}

@@ -6,7 +6,7 @@ The real TPU compiler runs on an ordinary Linux machine (`pip install 'paradec[a
 is a test and not a hope. Sizes and collectives are facts; `floor_seconds` is a bound; nothing here predicts a time.
 """
 
-from paradec.explain.api import command, explain
+from paradec.explain.api import explain
 from paradec.explain.request import CHIPS, Chip, Cost, Memory, ProgramRequest, Report
 
-__all__ = ["CHIPS", "Chip", "Cost", "Memory", "ProgramRequest", "Report", "command", "explain"]
+__all__ = ["CHIPS", "Chip", "Cost", "Memory", "ProgramRequest", "Report", "explain"]
