@@ -18,7 +18,7 @@ from paradec.decode.loop import bucket
 from paradec.decode.seams import Method, Region
 from paradec.decode.speculative import speculative
 from paradec.decode.unmasking.regions import Blocks, Everything
-from paradec.errors import InputError, UnknownName
+from paradec.errors import InputError, UnknownName, shown
 from paradec.system import Option, System
 from paradec.types import Denoiser, Model
 
@@ -122,6 +122,9 @@ class PrefixEngine(Engine):
 class CanvasEngine(Engine):
     """Texts whose positions are committed in any order: `decode.canvas`."""
 
+    def whole_numbers(self, slot: str) -> tuple[int, int]:
+        return (1, LARGEST) if slot == "wrap" else (-LONGEST, LONGEST)  # a wrapper holds a canvas for each state
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         if (size := options.get("block")) is not None:
             check_block(size)
@@ -186,9 +189,9 @@ def blocks(target: Denoiser, size: int | None) -> Region:
 def check_block(size: int) -> int:
     """The block length. Raises `InputError` for one below 1 or beyond `LONGEST`."""
     if size < 1:
-        raise InputError(f"A block is at least one token long; {size} was given.")
+        raise InputError(f"A block is at least one token long; {shown(size)} was given.")
     if size > LONGEST:
-        raise InputError(f"A block is at most {LONGEST} tokens long; {size} was given.")
+        raise InputError(f"A block is at most {LONGEST} tokens long; {shown(size)} was given.")
     return size
 
 
