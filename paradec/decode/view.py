@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from paradec import struct
 from paradec.decode.sampling import ORDER, uniform
+from paradec.ops.argmax import argmax
 
 SCORES = ("probability", "margin", "entropy", "random", "position")
 """How sure a call is of a position, greater is surer: the proposed token's probability, the lead of the likeliest over
@@ -61,11 +62,16 @@ class View:
 
     @property
     def entropy(self) -> Float[Array, "B W"]:
-        """Of the law at each position, in nats; a sum of what is not negative, so that small ones keep their digits."""
+        """Of the law at each position, in nats; a sum of what is not negative, so that small ones keep their digits.
+
+        The likeliest entry is told from the rest by its index. A compiler may compute a rewritten law once for each of
+        these sums, rounded otherwise each time, so that the greatest entry need not equal the maximum to the last bit.
+        """
         law = self.law
-        under = jnp.max(law, axis=-1, keepdims=True) - law
-        weight = jnp.exp(-under)
-        rest = jnp.sum(jnp.where(under > 0, weight, 0.0), axis=-1) + jnp.sum(under == 0, axis=-1, dtype=jnp.float32) - 1
+        first = lax.broadcasted_iota(jnp.int32, law.shape, 2) == argmax(law)[..., None]
+        under = jnp.maximum(jnp.max(law, axis=-1, keepdims=True) - law, 0.0)
+        weight = jnp.where(first, 0.0, jnp.exp(-under))
+        rest = jnp.sum(weight, axis=-1)
         return jnp.log1p(rest) + jnp.sum(jnp.where(weight > 0, weight * under, 0.0), axis=-1) / (1 + rest)
 
     def score(self, name: str) -> Float[Array, "B W"]:
