@@ -3,6 +3,7 @@ filled by default. One parser, one check and one composer serve every engine."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,8 +12,11 @@ import jax
 from paradec import catalog, engines
 from paradec.decode.seams import Method, Part
 from paradec.engines import LONGEST, Engine
-from paradec.errors import InputError, UnknownName, as_kind
+from paradec.errors import InputError, UnknownName, as_kind, shown
 from paradec.system import COMPONENTS, Component, Option, System
+
+MOST = 3.4028234e38
+"""The greatest number of float32; what is beyond it, and finite, is a slip."""
 
 MISSING: Mapping[str, str] = {
     "draft": "a second model: pass draft=… (a preset, a folder, a hub id or layers:N).",
@@ -71,13 +75,13 @@ def parse(names: str, pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise InputError(f"A method option reads key=value; {pair!r} has no '='.")
+            raise InputError(f"A method option reads key=value; {shown(pair)} has no '='.")
         if key not in known:
             raise UnknownName(f"option of {names}", key, known)
         try:
             out[key] = _typed(known[key].kind, text)
         except (ValueError, KeyError):
-            raise InputError(f"Option {key} of {names} cannot be {text!r}: {_wanted(known[key])}.") from None
+            raise InputError(f"Option {key} of {names} cannot be {shown(text)}: {_wanted(known[key])}.") from None
     return out
 
 
@@ -245,6 +249,8 @@ def _own(row: System, rows: Mapping[str, System], options: Mapping[str, Any], en
             raise InputError(f"{' and '.join(sharing)} all have an option {field}; write {row.name}.{field}.")
         if known[field].kind is int and isinstance(value, int):
             _check_size(f"Option {field} of {row.name}", value, *engine.whole_numbers(row.slot))
+        if known[field].kind is float and isinstance(value, float) and MOST < abs(value) < math.inf:
+            raise InputError(f"Option {field} of {row.name} must be a number of float32; {value} was given.")
         own[field] = value
     missing = [option.name for option in known.values() if option.required and option.name not in own]
     if missing:
@@ -254,14 +260,18 @@ def _own(row: System, rows: Mapping[str, System], options: Mapping[str, Any], en
 
 def _check_size(name: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise InputError(f"{name} must be at least {least} and at most {most}; {value} was given.")
+        raise InputError(f"{name} must be at least {least} and at most {most}; {shown(value)} was given.")
 
 
 def _make(row: System, given: Mapping[str, Any]) -> Any:
     try:
-        return row.make(**given)
+        made = row.make(**given)
     except ValueError as error:
         raise InputError(str(error)) from None
+    for field, value in given.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"Option {field} of {row.name} must be a number; nan was given.")
+    return made
 
 
 def drafting(method: Method) -> System | None:

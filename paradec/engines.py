@@ -18,7 +18,7 @@ from paradec.decode.loop import bucket
 from paradec.decode.seams import Method, Region
 from paradec.decode.speculative import speculative
 from paradec.decode.unmasking.regions import Everything, FixedBlocks
-from paradec.errors import InputError, UnknownName
+from paradec.errors import InputError, UnknownName, shown
 from paradec.system import Option, System
 from paradec.types import Denoiser, Model
 
@@ -125,6 +125,9 @@ class PrefixEngine(Engine):
 class CanvasEngine(Engine):
     """Texts whose positions are committed in any order: `decode.canvas`."""
 
+    def whole_numbers(self, slot: str) -> tuple[int, int]:
+        return (1, LARGEST) if slot == "wrap" else (-LONGEST, LONGEST)  # a wrapper holds a canvas for each state
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         if (size := options.get("block")) is not None:
             check_block(size)
@@ -177,21 +180,21 @@ class CanvasEngine(Engine):
 
 
 def blocks(target: Denoiser, size: int | None) -> Region:
-    """FixedBlocks of this size, or, of None, the model's own; the whole answer where it has none."""
+    """Blocks of this size, or, of None, the model's own; the whole answer where it has none."""
     if size is None and not target.block:
         return Everything()
     size = target.block if size is None else check_block(size)
     if target.block and target.block % size:
-        raise InputError(f"FixedBlocks of {size} do not divide the model's blocks of {target.block}.")
+        raise InputError(f"Blocks of {size} do not divide the model's blocks of {target.block}.")
     return FixedBlocks(size, target.grid if target.block else "prompt")
 
 
 def check_block(size: int) -> int:
     """The block length. Raises `InputError` for one below 1 or beyond `LONGEST`."""
     if size < 1:
-        raise InputError(f"A block is at least one token long; {size} was given.")
+        raise InputError(f"A block is at least one token long; {shown(size)} was given.")
     if size > LONGEST:
-        raise InputError(f"A block is at most {LONGEST} tokens long; {size} was given.")
+        raise InputError(f"A block is at most {LONGEST} tokens long; {shown(size)} was given.")
     return size
 
 

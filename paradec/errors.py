@@ -71,8 +71,7 @@ def as_kind(name: str, value: Any, kind: type) -> Any:
     """
     plain = _plain(value, kind)
     if plain is None:
-        shown = repr(value)
-        raise InputError(f"{name} must be {KINDS[kind]}; {shown if len(shown) <= 60 else shown[:57] + '…'} was given.")
+        raise InputError(f"{name} must be {KINDS[kind]}; {shown(value)} was given.")
     return plain
 
 
@@ -93,6 +92,28 @@ def _plain(value: Any, kind: type) -> Any:
         return operator.index(value) if kind is int else float(value) if isinstance(value, numbers.Real) else None
     except (TypeError, OverflowError):
         return None
+
+
+def as_ids(name: str, values: Any) -> list[int]:
+    """Token ids that a caller gave, sorted: of a list, a set, an array with one axis. Raises `InputError` for anything
+    else, and for an id below 0 or beyond what an int32 holds."""
+    what = f"{name} must be token ids, such as (198, 271)"
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(f"{what}; {shown(values)} was given.")
+    try:
+        ids = sorted(at_least(f"Each of {name}", x, 0, 2**31 - 1) for x in values)
+    except TypeError:  # an array without an axis calls itself iterable
+        raise InputError(f"{what}; {shown(values)} was given.") from None
+    return ids
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as a sentence shows it: its `repr` on one line, cut to `most` characters. No value makes it fail."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of more digits than Python writes out, or an object whose repr is broken
+        text = f"a value of the kind {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}…"
 
 
 def check_kinds(config: Any) -> None:
@@ -141,5 +162,5 @@ def at_least(name: str, value: Any, least: int, most: int | None = None) -> int:
     number = as_kind(name, value, int)
     if number < least or (most is not None and number > most):
         upper = "" if most is None else f" and at most {most}"
-        raise InputError(f"{name} must be at least {least}{upper}; {number} was given.")
+        raise InputError(f"{name} must be at least {least}{upper}; {shown(number)} was given.")
     return number

@@ -8,6 +8,7 @@ written down: a parameter that `needs` names is handed in by whoever composes a 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -126,9 +127,9 @@ class System:
         """Whether something that it needs must be trained for the target."""
         return any(name in TRAINED for name in self.needs)
 
-    @property
+    @functools.cached_property
     def options(self) -> dict[str, Option]:
-        """Its options by name, from the signature of its factory."""
+        """Its options by name, from the signature of its factory. Read once: a composition asks for them many times."""
         found = inspect.signature(self.make).parameters.values()
         return {p.name: Option(p.name, p.default, _kind(p)) for p in found if p.name not in self.needs}
 

@@ -179,6 +179,9 @@ class Canvas(Method):
             limit = jnp.maximum(self.cut(view, accept), view.lo + 1)
             state, hi = state.replace(limit=limit), jnp.minimum(hi, limit)
             accept = accept & (view.position < limit[:, None])
+            # What was settled behind the new end belongs to no text any more.
+            slot = lax.iota(jnp.int32, state.committed_at.shape[1])[None]
+            state = state.replace(committed_at=jnp.where(slot < limit[:, None], state.committed_at, OPEN))
         front = front.replace(hi=hi, rewrite=memory, select=choice.carry, turn=front.turn + 1, condition=reply.told)
         if state.logprobs is not None:
             at = jnp.where(accept | edit, view.position, state.tokens.shape[1])

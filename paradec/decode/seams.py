@@ -227,6 +227,8 @@ class Region(Part):
     slot = "region"
     reach: int = 0
     """Positions from `lo` that it may take, or reads; 0: the whole canvas."""
+    fixed: bool = False
+    """Whether all of its blocks are `reach` long, but for those that a limit or a prompt cuts."""
 
     def __call__(self, view: Any) -> Int[Array, "B"]:
         """The first position behind the block, in each row."""

@@ -62,10 +62,12 @@ class View:
 
     @property
     def entropy(self) -> Float[Array, "B W"]:
-        """Of the law at each position, in nats; a sum of what is not negative, so that small ones keep their digits."""
+        """Of the law at each position, in nats; a sum of what is not negative, so that small ones keep their digits.
+
+        The likeliest entry is told from the rest by its index. A compiler may compute a rewritten law once for each of
+        these sums, rounded otherwise each time, so that the greatest entry need not equal the maximum to the last bit.
+        """
         law = self.law
-        # The greatest is told by its place, not by comparing: where the law is computed anew inside a fused sum, it may
-        # lie a rounding off its own maximum, and would be counted twice or not at all.
         top = lax.broadcasted_iota(jnp.int32, law.shape, 2) == argmax(law)[..., None]
         under = jnp.where(top, 0.0, jnp.maximum(jnp.max(law, axis=-1, keepdims=True) - law, 0.0))
         weight = jnp.exp(-under)

@@ -85,6 +85,7 @@ def budget(method: Any, prompt: Prompt, state: DecodeState) -> None:
         positions = max(int(state.limit[b]) - int(n), 0)
         size = canvas.region.reach or positions
         blocks = -(-positions // max(size, 1)) + (1 if canvas.target.block else 0)  # a prompt may end inside one
+        blocks = blocks if canvas.region.fixed else max(positions, 1)  # else a block may be a single position
         most, calls = canvas.select.most_calls(positions, blocks), int(state.calls[b])
         assert calls <= most, f"row {b} took {calls} calls for {positions} positions; its rule declares {most}"
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Int32
 from paradec import struct
 from paradec.decode.seams import Region
 from paradec.decode.view import View, bar, best
+from paradec.errors import as_ids
 from paradec.system import RULE, System
 
 
@@ -31,7 +32,7 @@ class AdaBlock(Region):
     @classmethod
     def of(cls, delimiter: Iterable[int], tau: float = 0.3, size: int = 32, ahead: int = 64) -> AdaBlock:
         """The region from plain numbers; `delimiter` are token ids. Raises `ValueError` without any."""
-        ids = sorted(delimiter)
+        ids = as_ids("ada_block's delimiter", delimiter)
         if not ids or size < 1 or ahead < 1:
             raise ValueError("ada_block wants delimiter token ids, such as the newline's, and sizes of 1 or more.")
         return cls(jnp.asarray(ids, jnp.int32), bar(tau), size, ahead)

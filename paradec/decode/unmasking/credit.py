@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
@@ -28,9 +30,13 @@ class Credit(Rewrite):
 
     @classmethod
     def of(cls, alpha: float = 0.7, gamma: float = 0.2, beta: float = 0.8) -> Credit:
-        """The rewrite from plain numbers. Raises `ValueError` where credit would not decay or count against a token."""
-        if alpha < 0 or not 0 <= beta < 1:
-            raise ValueError(f"credit wants alpha >= 0 and 0 <= beta < 1; {alpha} and {beta} were given.")
+        """The rewrite from plain numbers. Raises `ValueError` where credit would not decay, count against a token or be
+        no number: infinite ones, and a negative power of a probability that may be 0."""
+        if not 0 <= alpha < math.inf or not 0 <= beta < 1 or not 0 <= gamma < math.inf:
+            raise ValueError(
+                f"credit wants alpha >= 0, gamma >= 0 and 0 <= beta < 1, all finite; {alpha}, {gamma} and {beta} were "
+                "given."
+            )
         return cls(jnp.float32(alpha), jnp.float32(gamma), jnp.float32(beta))
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:

@@ -37,9 +37,9 @@ class LocalLeap(Select):
         return Choice(near)
 
     def _around(self, anchor: Bool[Array, "B W"]) -> Bool[Array, "B W"]:
-        size = 2 * self.radius + 1
+        reach = min(self.radius, anchor.shape[1])  # of the window at most, lest its padding outgrow the memory
         pooled = lax.reduce_window(
-            anchor.astype(jnp.int32), 0, lax.max, (1, size), (1, 1), ((0, 0), (self.radius, self.radius))
+            anchor.astype(jnp.int32), 0, lax.max, (1, 2 * reach + 1), (1, 1), ((0, 0), (reach, reach))
         )
         return pooled > 0
 

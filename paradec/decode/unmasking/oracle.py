@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int32, PyTree
 
 from paradec import struct
@@ -26,9 +28,16 @@ class Oracle(Select):
     @classmethod
     def of(cls, reference: Any) -> Oracle:
         """The rule for one reference text a row, token ids B S. Raises `ValueError` for anything else."""
-        if jnp.ndim(reference) != 2 or not jnp.issubdtype(jnp.result_type(reference), jnp.integer):
-            raise ValueError("oracle's reference is a text a row: an array of token ids with two axes.")
-        return cls(jnp.asarray(reference, jnp.int32))
+        what = "oracle's reference is a text a row: an array of token ids with two axes."
+        try:
+            given = reference if isinstance(reference, jax.Array) else np.asarray(reference)
+        except ValueError:  # rows of unlike lengths
+            raise ValueError(what) from None
+        if given.ndim != 2 or 0 in given.shape or not jnp.issubdtype(given.dtype, jnp.integer):
+            raise ValueError(what)
+        if isinstance(given, np.ndarray) and not 0 <= given.min() <= given.max() < 2**31:
+            raise ValueError(f"{what[:-1]}, each 0 or more and below 2**31.")
+        return cls(jnp.asarray(given, jnp.int32))
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         at = jnp.minimum(view.position, self.reference.shape[1] - 1)

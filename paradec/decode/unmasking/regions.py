@@ -14,6 +14,8 @@ from paradec.decode.view import View
 class Everything(Region):
     """One block that holds the whole answer."""
 
+    fixed = True
+
     reach: int = struct.field(pytree_node=False, default=0)
 
     def __call__(self, view: View) -> Int[Array, "B"]:
@@ -22,8 +24,10 @@ class Everything(Region):
 
 @struct.dataclass
 class FixedBlocks(Region):
-    """FixedBlocks of `size` positions, counted from the prompt's end (LLaDA) or, with grid "text", from position 0
+    """Blocks of `size` positions, counted from the prompt's end (LLaDA) or, with grid "text", from position 0
     (Fast-dLLM v2, SDAR), where a prompt that ends inside a block leaves it a shorter first one."""
+
+    fixed = True
 
     size: int = struct.field(pytree_node=False, default=32)
     grid: str = struct.field(pytree_node=False, default="prompt")
