@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -53,14 +54,23 @@ OURS = "paradec"
 
 @functools.cache
 def foreign() -> dict[str, tuple[System, str]]:
-    """Rows of other packages by name, each with the package that it comes from. Looked for once."""
+    """Rows of other packages by name, each with the package that it comes from. Looked for once.
+
+    A package whose rows cannot be had is left out with a warning: it must not keep ours from those who have it.
+    """
     found: dict[str, tuple[System, str]] = {}
     for point in entry_points(group=GROUP):
         origin = point.dist.name if point.dist else point.value
-        for row in given_rows(point.load(), f"The entry point {point.name} of {origin}"):
+        try:
+            rows = given_rows(point.load(), f"The entry point {point.name}")
+        except Exception as error:  # whatever a module does when it is imported
+            warnings.warn(f"No methods of {origin}: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        for row in rows:
             if row.name in SYSTEMS or row.name in found:
-                raise ValueError(f"{origin} brings a system named {row.name}, and there is one already; rename it.")
-            found[row.name] = row, origin
+                warnings.warn(f"{origin} brings a system named {row.name}, and there is one already.", stacklevel=2)
+            else:
+                found[row.name] = row, origin
     return found
 
 

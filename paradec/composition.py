@@ -276,7 +276,7 @@ def _make(row: System, given: Mapping[str, Any]) -> Any:
 
 def drafting(method: Method) -> System | None:
     """The row of a method's drafter; None: it has none, or is in no row."""
-    return catalog.of_object(method.drafter) if method.kind == "prefix" else None
+    return catalog.of_object(method.parts["draft"]) if "draft" in method.parts else None
 
 
 def title(method: str | Method | Part) -> str:
@@ -285,7 +285,7 @@ def title(method: str | Method | Part) -> str:
         return method
     if isinstance(method, Part):
         return catalog.row_for(method).name
-    row, own = drafting(method), method.drafter if method.kind == "prefix" else method
+    row, own = drafting(method), method.parts.get("draft", method)
     return row.name if row else method.name or type(own).__name__.lower()
 
 
@@ -299,7 +299,7 @@ def promises(method: str | Method | Part, options: Mapping[str, Any], temperatur
     if isinstance(method, Part):
         return bool(row := catalog.of_object(method)) and row.exact_to[which] == "ar"
     if not isinstance(method, str):
-        rows = [catalog.of_object(part) for part in (method.drafter, method.accept)] if method.kind == "prefix" else []
+        rows = [catalog.of_object(part) for part in method.parts.values()]
         return bool(rows) and all(row is not None and row.exact_to[which] == "ar" for row in rows)
     engine = engine_of(method)
     rows = _filled(method, engine, options)

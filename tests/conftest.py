@@ -150,6 +150,14 @@ def _memory_maps() -> float:
 
 
 @pytest.fixture
+def few_programs() -> Iterator[None]:
+    """For files of many tests that each compile their own programs: what is compiled goes before there is too much."""
+    yield
+    if _memory_maps() > 40_000:
+        jax.clear_caches()
+
+
+@pytest.fixture
 def compiled_as_users_do(_quick_compilation: bool) -> Iterator[None]:
     """For what one test compiles anew."""
     _compile(False)

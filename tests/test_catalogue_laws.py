@@ -18,6 +18,8 @@ from paradec.system import LAWS, ExactTo, System
 from paradec.testing import canvas_laws
 from paradec.testing.check import BLOCK, CANVAS_TARGETS, PREFIX_TARGETS, run_law, trial_of
 
+pytestmark = pytest.mark.usefixtures("few_programs")
+
 ROWS = catalog.SYSTEMS
 PREFIX_ROWS = [name for name, row in ROWS.items() if row.slot in PREFIX.slots]
 CANVAS_ROWS = [name for name, row in ROWS.items() if row.slot not in PREFIX.slots]

@@ -29,6 +29,8 @@ from paradec.testing import canvas_laws, laws
 from paradec.testing.check import BLOCK, CANVAS_TARGETS, Maskless, sample_components
 from paradec.testing.tiny import ragged_prompts, tiny_transformer
 
+pytestmark = pytest.mark.usefixtures("few_programs")
+
 ROWS = catalog.SYSTEMS
 SELECTS = tuple(name for name, row in ROWS.items() if row.slot == "select")
 OTHERS = {slot: tuple(name for name, row in ROWS.items() if row.slot == slot)

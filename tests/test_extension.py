@@ -112,6 +112,28 @@ print(json.dumps({
     assert told["leftmost"] == [f"{law} on full" for law in ("trace", "budget", "rows", "loops")]
 
 
+def test_a_package_that_is_broken_is_left_out_with_a_warning(monkeypatch):
+    class Point:
+        """An entry point whose module cannot be imported, one that holds no row, and one whose name is taken."""
+
+        dist = None
+
+        def __init__(self, value):
+            self.value = self.name = value
+
+        def load(self):
+            if self.value == "broken":
+                raise ImportError("no such thing")
+            return 3 if self.value == "number" else catalog.SYSTEMS["jacobi"]
+
+    monkeypatch.setattr(catalog, "entry_points", lambda group: [Point(n) for n in ("broken", "number", "taken")])
+    with pytest.warns(UserWarning) as told:
+        assert catalog.foreign.__wrapped__() == {}
+    said = [str(warning.message) for warning in told]
+    assert said[0] == "No methods of broken: ImportError: no such thing" and "is to be a System" in said[1]
+    assert said[2].endswith("brings a system named jacobi, and there is one already.")
+
+
 def test_a_name_that_is_taken_is_refused(package):
     (package / "scratch" / "clash.py").write_text(DRAFTER.replace('name="echo"', 'name="jacobi"'))
     with pytest.raises(InputError, match="brings a system named jacobi, and there is one already"):

@@ -321,6 +321,8 @@ class Method:
     """Token ids that end a text."""
     models: Mapping[str, Model] = NONE
     """The models whose weights a step reads and that may be laid out for it, by the names of their weights."""
+    parts: Mapping[str, Part] = NONE
+    """What it is put together of and promises by, by slot: of the prefix engine the drafter and the accept rule."""
     drafts: int = 1
     """How many canvases of a row a call reads, one beside the other."""
 

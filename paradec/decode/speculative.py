@@ -27,7 +27,7 @@ from jaxtyping import Array, Int, PyTree
 from paradec import struct
 from paradec.decode.logprobs import noted
 from paradec.decode.sampling import choose
-from paradec.decode.seams import Accept, Drafter, Method
+from paradec.decode.seams import Accept, Drafter, Method, Part
 from paradec.decode.verify import Match, cut
 from paradec.ops.mask import ancestors
 from paradec.types import (
@@ -54,6 +54,10 @@ class Speculative(Method):
     drafter: Drafter
     accept: Accept
     eos: Int[Array, "E"]
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        return {"draft": self.drafter, "accept": self.accept}
 
     @property
     def models(self) -> Mapping[str, Model]:

@@ -182,7 +182,7 @@ class ParadecLM(TemplateLM):
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Of each continuation: its log-probability in nats, and whether every token is the likeliest in its place."""
-        if engines.of_model(self.lm.model).kind == "canvas":
+        if not engines.of_model(self.lm.model).scores:
             raise InputError(
                 f"{self.lm.name} fills a canvas and has no law of the next token: it cannot tell log-likelihoods. "
                 "Choose tasks that generate."
