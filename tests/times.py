@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "tests" / "times.json"
 
-SLOW_FROM = 10.0
+SLOW_FROM = 2.0
 """Seconds. Tests that took longer are slow. One that is not in the file is quick: until it is measured, or because it
 took next to nothing."""
 
