@@ -93,11 +93,7 @@ def together():
     return decoded()
 
 
-SLOW = [pytest.param({"stability": 2, "gamma": 5.0}, marks=pytest.mark.slow),
-        pytest.param({"stability": 0, "confidence": 1.0}, marks=pytest.mark.slow)]  # fmt: skip
-
-
-@pytest.mark.parametrize("changes", [{}, *SLOW])
+@pytest.mark.parametrize("changes", [{}, {"stability": 2, "gamma": 5.0}, {"stability": 0, "confidence": 1.0}])
 def test_texts_and_calls_of_the_loop_written_out(changes):
     state, keys = decoded(changes), row_keys(0, range(len(LENGTHS)))
     stops = []
