@@ -115,6 +115,6 @@ def test_leftmost_goes_from_left_to_right_and_low_confidence_does_not():
 
 
 def test_steps_are_a_value():
-    assert jax.tree.structure(Threshold.of(max_steps=3)) == jax.tree.structure(Threshold.of())
+    assert jax.tree.structure(Threshold.of(max_steps=3)) == jax.tree.structure(Threshold.of(max_steps=5))
     with pytest.raises(ValueError, match="max_steps is 0"):
         Threshold.of(max_steps=-1)

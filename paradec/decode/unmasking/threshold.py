@@ -22,23 +22,25 @@ class Threshold(Select):
 
     tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.9))
     strict: bool = struct.field(pytree_node=False, default=False)
-    max_steps: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(0))
+    max_steps: Int32[Array, ""] | None = None  # None: no limit, and nothing is counted
 
     @classmethod
     def of(cls, tau: float = 0.9, strict: bool = False, max_steps: int = 0) -> Threshold:
         """A threshold from plain numbers; `max_steps` 0: as many calls as it takes. Raises `ValueError` below 0."""
         if max_steps < 0:
             raise ValueError(f"max_steps is 0 (off) or more; {max_steps} was given.")
-        return cls(bar(tau), strict, jnp.int32(max_steps))
+        return cls(bar(tau), strict, jnp.int32(max_steps) if max_steps else None)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
-        """Calls that the block has had."""
-        return jnp.zeros(batch, jnp.int32)
+        """Calls that the block has had, where they are limited."""
+        return () if self.max_steps is None else jnp.zeros(batch, jnp.int32)
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         sure = view.confidence > self.tau if self.strict else view.confidence >= self.tau
+        if self.max_steps is None:
+            return Choice(view.eligible & sure)
         step = jnp.where(view.fresh, 0, carry)
-        last = (self.max_steps > 0) & (step >= self.max_steps - 1)
+        last = step >= self.max_steps - 1
         return Choice(view.eligible & (sure | last[:, None]), carry=step + 1)
 
 
