@@ -18,6 +18,7 @@ from paradec.decode import loop
 from paradec.decode.canvas import Canvas
 from paradec.decode.sampling import row_keys, sampling
 from paradec.decode.seams import Method
+from paradec.testing.laws import same
 from paradec.types import OPEN, DecodeState, Prompt
 
 LENGTHS, LIMITS, SLOTS = (8, 1, 5), (24, 15, 24), 24
@@ -88,16 +89,6 @@ def budget(method: Any, prompt: Prompt, state: DecodeState) -> None:
         blocks = blocks if canvas.region.fixed else max(positions, 1)  # else a block may be a single position
         most, calls = canvas.select.most_calls(positions, blocks), int(state.calls[b])
         assert calls <= most, f"row {b} took {calls} calls for {positions} positions; its rule declares {most}"
-
-
-def same(a: DecodeState, b: DecodeState, rows: Sequence[tuple[int, int]], stamps: bool = True) -> None:
-    """Row i of `a` and row j of `b` have the same text, and with `stamps` the same trace, for all pairs (i, j)."""
-    for i, j in rows:
-        for name in ("length", "tokens", *(("committed_at", "calls") if stamps else ())):
-            x, y = np.asarray(getattr(a, name))[i], np.asarray(getattr(b, name))[j]
-            if x.ndim:
-                x, y = x[: int(a.length[i])], y[: int(b.length[j])]
-            assert np.array_equal(x, y), f"row {i}: {name} is {x}, but {y} in other company"
 
 
 def rows(method: Any, params: PyTree, prompt: Prompt, *, permute: bool = True, limit: Any = LIMITS) -> None:

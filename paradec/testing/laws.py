@@ -170,10 +170,10 @@ def varied(state: DecodeState, distinct: int = 12) -> None:
     assert np.median(kinds) >= distinct, f"distinct tokens a row: {kinds}; most rows should have {distinct}"
 
 
-def same(a: DecodeState, b: DecodeState, rows: Sequence[tuple[int, int]]) -> None:
-    """Row i of `a` and row j of `b` have the same text, trace and calls, for all pairs (i, j)."""
+def same(a: DecodeState, b: DecodeState, rows: Sequence[tuple[int, int]], stamps: bool = True) -> None:
+    """Row i of `a` and row j of `b` have the same text, and with `stamps` the same trace and calls, for all (i, j)."""
     for i, j in rows:
-        for name in ("length", "calls", "tokens", "committed_at"):
+        for name in ("length", "tokens", *(("calls", "committed_at") if stamps else ())):
             x, y = np.asarray(getattr(a, name))[i], np.asarray(getattr(b, name))[j]
             if x.ndim:
                 x, y = x[: int(a.length[i])], y[: int(b.length[j])]
