@@ -73,7 +73,7 @@ class Run:
     block_model: Path | None = None
     """Caches: one that is block-causal; without one, three random layers in blocks of 8."""
     tau: float = 0.5
-    """Caches: the confidence at which a position is settled."""
+    """Caches: the confidence at which a position is committed."""
     length: int = 64
     """Caches: positions of a row, of which 8 to 16 are the prompt."""
     rows: int = 16

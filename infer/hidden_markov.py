@@ -3,7 +3,7 @@
     python infer/hidden_markov.py
 
 Every instance is another chain and another observed text. Rows of the table differ in how often the observation is
-right; "none" is a chain without observation, where nothing ever becomes sure before its neighbour is settled.
+right; "none" is a chain without observation, where nothing ever becomes sure before its neighbour is committed.
 """
 
 from __future__ import annotations

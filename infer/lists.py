@@ -4,8 +4,8 @@
     python infer/lists.py --model out/lists/model --out out/lists.json --png docs/lists.png
 
 Answers are sampled at temperature 1 in random order, k positions a call, because that is what the closed forms are of;
-other rules are swept through their settings on the same prompts. "static" is one position a call, the surest first, and
-greedy.
+other rules are swept through their settings on the same prompts. "static" is one position a call, the most confident
+first, and greedy.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(run: Run) -> int:
     trials = []
     for operation in run.operations:
         source = Lists(run.items, rows=run.rows, seed=2, operations=[operation])
-        method = lambda names, options, words=source.symbols: compose(model, names, options, words=words)
+        method = lambda names, options, limit=source.symbols: compose(model, names, options, vocab_limit=limit)
         static = ask(method("quota", {}), weights, source)
         trials.append(Trial.of(operation, "static", "greedy", static, static))
         show(trials[-1])

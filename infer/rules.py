@@ -4,7 +4,7 @@
     python infer/rules.py --task sums --model out/sums/model --out out/sums.json
 
 A row of the table is the setting of a rule with the fewest calls that still answers as well as static decoding (one
-position a call, the surest first) to within `--within`. Greedy, in one batch; every row counts its own calls.
+position a call, the most confident first) to within `--within`. Greedy, in one batch; every row counts its own calls.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(run: Run) -> int:
     source = TASKS[run.task](rows=run.rows, seed=2)
     eos = (source.eos,) if run.task == "padded" else ()
     ask_with = lambda method: ask(method, weights, source, eos=eos)
-    engine = {"block": run.block or None, "words": model.mask_id}
+    engine = {"block": run.block or None, "vocab_limit": model.mask_id}
     static = ask_with(compose(model, "quota", **engine))
     trials = [Trial.of(run.task, "static", "", static, static)]
     for rule, names, options, more in [*swept(run, source), *fitted(run, source, static, eos)]:

@@ -127,7 +127,7 @@ def compose(
     options: Mapping[str, Any] | None = None,
     *,
     eos: Iterable[int] = (),
-    words: int = 0,
+    vocab_limit: int = 0,
     components: Mapping[str, Component] | None = None,
     **settings: Any,
 ) -> Any:
@@ -136,13 +136,14 @@ def compose(
     A slot that no name fills is filled as its engine does: without a select rule it is static decoding, one position a
     call, and without an accept rule drafts are matched. `options` are the systems' own: "tau", or "threshold.tau" where
     several systems have one. `components` are what systems need besides the target (draft, heads, filter). `eos` ends a
-    text; token ids from `words` on do not exist (0: all do).
+    text; token ids from `vocab_limit` on do not exist (0: all do).
 
     `settings` are the engine's options; they may stand among `options` as well. Of the prefix engine: `accept`, the
     name of an accept rule. Of the canvas engine: `block`, the block length (None: the model's own, or the whole
-    answer), `cache`, one of `decode.canvas_cache.POLICIES`, `wait`, whether rows wait for each other at block borders
-    under it, `ends` and `tempered`, which are `Canvas`' own (`tempered` None: as the select rule was published).
-    Raises `UnknownName` for a system or an option that does not exist, `InputError` for what does not go together.
+    answer), `cache`, one of `decode.canvas_cache.POLICIES`, `synchronous_blocks`, whether rows wait for each other at
+    block borders under it, `eos_policy` and `temper_confidence`, which are `Canvas`' own (`temper_confidence` None: as
+    the select rule was published). Raises `UnknownName` for a system or an option that does not exist, `InputError` for
+    what does not go together.
     """
     of_model = engines.of_model(target)
     engine = engine_of(names, of_model)
@@ -159,7 +160,7 @@ def compose(
         row = rows[slot]
         made[slot] = supplied[slot] = _make(row, _own(row, rows, own, engine) | {n: supplied[n] for n in row.needs})
     name = "+".join(row.name for row in systems_of(names).values()) or engine.plain
-    method = engine.assemble(target, rows, made, name=name, eos=supplied["eos"], words=words, **settings)
+    method = engine.assemble(target, rows, made, name=name, eos=supplied["eos"], vocab_limit=vocab_limit, **settings)
     if (wrap := rows.get("wrap")) is not None:
         method = _make(wrap, _own(wrap, rows, own, engine) | {"base": method})
     return method
@@ -176,7 +177,7 @@ def build(name: str, target: Any, eos: Iterable[int], *, draft: Any = None, head
     return compose(target, name, options, eos=eos, components=components)
 
 
-def around(target: Any, part: Part | Method, *, eos: Iterable[int] = (), words: int = 0, **settings: Any) -> Any:
+def around(target: Any, part: Part | Method, *, eos: Iterable[int] = (), vocab_limit: int = 0, **settings: Any) -> Any:
     """The method that one object makes for one model: a drafter, an accept rule or an unmasking rule, the other slots
     filled as the engine fills them; a method is returned as it is. `settings` are the engine's options.
 
@@ -193,7 +194,7 @@ def around(target: Any, part: Part | Method, *, eos: Iterable[int] = (), words: 
     engine.check_options(settings)
     engine.check_rows(rows)
     made = {slot: part if slot == part.slot else _make(row, {}) for slot, row in rows.items()}
-    return engine.assemble(target, rows, made, name=rows[part.slot].name, eos=eos, words=words, **settings)
+    return engine.assemble(target, rows, made, name=rows[part.slot].name, eos=eos, vocab_limit=vocab_limit, **settings)
 
 
 def _structures(engine: Engine, rows: Mapping[str, System], given: Mapping[str, Component]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Engine:
 
     def assemble(
         self, target: Any, rows: Mapping[str, System], made: Mapping[str, Any], *, name: str, eos: Iterable[int],
-        words: int, **options: Any,
+        vocab_limit: int, **options: Any,
     ) -> Method:  # fmt: skip
         """The method of these parts, by slot. Raises `InputError` for parts that this model cannot run."""
         raise NotImplementedError
@@ -107,7 +107,7 @@ class PrefixEngine(Engine):
 
     def assemble(
         self, target: Model, rows: Mapping[str, System], made: Mapping[str, Any], *, name: str, eos: Iterable[int],
-        words: int, **options: Any,
+        vocab_limit: int, **options: Any,
     ) -> Method:  # fmt: skip
         drafter = made["draft"]
         if drafter.nodes > LARGEST:
@@ -133,13 +133,13 @@ class CanvasEngine(Engine):
             check_block(size)
         if (name := options.get("cache")) not in (None, *POLICIES):
             raise UnknownName("cache", str(name), POLICIES)
-        if (ends := options.get("ends", "free")) not in ("free", "late", "never"):
-            raise InputError(f"ends is free, late or never; {ends!r} was given.")
+        if (eos_policy := options.get("eos_policy", "free")) not in ("free", "late", "never"):
+            raise InputError(f"eos_policy is free, late or never; {eos_policy!r} was given.")
 
     def assemble(
         self, target: Denoiser, rows: Mapping[str, System], made: Mapping[str, Any], *, name: str, eos: Iterable[int],
-        words: int, block: int | None = None, cache: str | None = None, wait: bool = True, ends: str = "free",
-        tempered: bool | None = None,
+        vocab_limit: int, block: int | None = None, cache: str | None = None, synchronous_blocks: bool = True,
+        eos_policy: str = "free", temper_confidence: bool | None = None,
     ) -> Canvas:  # fmt: skip
         select = made["select"]
         policy = POLICIES[cache or ("causal" if target.causal_cache else "none")]
@@ -147,12 +147,16 @@ class CanvasEngine(Engine):
         method = Canvas(
             target=target, select=select, region=made.get("region") or blocks(target, size),
             rewrite=made.get("rewrite"), stop=made.get("stop"), cut=made.get("cut"),
-            cache=policy(wait=wait) if policy.keeps else policy(),
-            eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), ends=ends,
-            tempered=select.tempered if tempered is None else tempered, words=words, name=name,
+            cache=policy(synchronous_blocks=synchronous_blocks) if policy.keeps else policy(),
+            eos=jnp.asarray(sorted(eos), jnp.int32).reshape(-1), eos_policy=eos_policy,
+            temper_confidence=select.temper_confidence if temper_confidence is None else temper_confidence,
+            vocab_limit=vocab_limit, name=name,
         )  # fmt: skip
         if problem := next(iter(problems(method, rows)), None):
             raise InputError(problem)
+        if block is not None and "region" in made:
+            named = rows["region"].name if "region" in rows else "this region"
+            raise InputError(f"block={block} is for fixed blocks, and {named} says where a block ends: leave out one.")
         return method
 
     def refusal(self, method: str, model: str) -> str:
@@ -212,7 +216,7 @@ def problems(method: Canvas, rows: Mapping[str, System]) -> Iterable[str]:
     if whole and target.causal_cache:
         yield f"{' and '.join(whole)} must see the whole canvas; this model reads one block of it at a time."
     if select.noisy and target.mask_id is not None:
-        yield f"{name} shows a model noise where nothing is settled, and this one was trained with a mask there."
+        yield f"{name} shows a model noise where nothing is committed, and this one was trained with a mask there."
     if not select.noisy and target.mask_id is None:
         yield f"{name} leaves open positions to a mask token, and this model has none: take renoise."
     if "wrap" in rows and select.noisy:
@@ -257,9 +261,9 @@ CANVAS = CanvasEngine(
         for option in (
             Option("block", None, int, "the model's own"),
             Option("cache", None, str, "none"),
-            Option("wait", True, bool),
-            Option("ends", "free", str),
-            Option("tempered", None, bool, "as the rule was published"),
+            Option("synchronous_blocks", True, bool),
+            Option("eos_policy", "free", str),
+            Option("temper_confidence", None, bool, "as the rule was published"),
         )
     },
     binds=True,

@@ -79,4 +79,4 @@ def _check(lm: LanguageModel, ask: Request, engine: engines.Engine, name: str) -
 
 def _ends(lm: LanguageModel, ask: Request) -> dict[str, Any]:
     """Which token ids end a text, and which exist."""
-    return {"eos": () if ask.ignore_eos else lm.tokenizer.eos_ids, "words": lm.tokenizer.vocab_size}
+    return {"eos": () if ask.ignore_eos else lm.tokenizer.eos_ids, "vocab_limit": lm.tokenizer.vocab_size}

@@ -1,4 +1,4 @@
-"""The trace of one decode: its text, token by token, and the model call that settled each token.
+"""The trace of one decode: its text, token by token, and the model call that committed each token.
 
 `committed_at` of a `DecodeState`, cut to the generated part of one row, next to the text of every token. It knows no
 model and no order: one token a call (plain decoding), several neighbours a call (speculation) and any positions in any
@@ -24,7 +24,7 @@ _OPEN = int(OPEN)
 class Trace:
     """What a decode wrote and when. Validated, immutable, and equal by value.
 
-    `settled[i]` is the number (from 1) of the row's own model call that settled token i, or `OPEN` while undecided.
+    `settled[i]` is the number (from 1) of the row's own model call that committed token i, or `OPEN` while undecided.
     The pieces, concatenated, are the text; a piece may be empty (part of a multi-byte character, end of text).
     """
 
@@ -69,33 +69,33 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """The text: all settled pieces, in order of position."""
+        """The text: all committed pieces, in order of position."""
         return "".join(p for p, c in zip(self.pieces, self.settled, strict=True) if c != _OPEN)
 
     @property
     def tokens(self) -> int:
-        """How many tokens are settled."""
+        """How many tokens are committed."""
         return sum(c != _OPEN for c in self.settled)
 
     @property
     def tokens_per_call(self) -> float:
-        """Settled tokens over model calls: 1 for plain decoding, 0 before the first call."""
+        """Committed tokens over model calls: 1 for plain decoding, 0 before the first call."""
         return self.tokens / self.calls if self.calls else 0.0
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Settled tokens over wall time, or None when no time was taken."""
+        """Committed tokens over wall time, or None when no time was taken."""
         return self.tokens / self.seconds if self.seconds else None
 
     @property
     def per_call(self) -> tuple[int, ...]:
-        """Tokens settled by call 1, 2, …, `calls`; 0 for a call that settled none."""
+        """Tokens committed by call 1, 2, …, `calls`; 0 for a call that committed none."""
         count = Counter(self.settled)
         return tuple(count[call] for call in range(1, self.calls + 1))
 
     @property
     def ordered(self) -> bool:
-        """Whether positions settled from left to right, as in every autoregressive method."""
+        """Whether positions were committed from left to right, as in every autoregressive method."""
         return all(a <= b for a, b in itertools.pairwise(self.settled))
 
     def groups(self) -> Iterator[tuple[int, tuple[str, ...]]]:

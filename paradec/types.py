@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 from paradec import struct
 
 OPEN = np.int32(np.iinfo(np.int32).max)
-"""`committed_at` of a position that is not decided yet: the largest int32, so "settled by call t" is a comparison."""
+"""`committed_at` of a position that is not decided yet: the largest int32, so "committed by call t" is a comparison."""
 
 
 class Spec(NamedTuple):
@@ -111,7 +111,7 @@ class Rows:
         read: Int[Array, "B R"] | None = None,
         condition: Float[Array, "B M D"] | None = None,
     ) -> Rows:
-        """Rows on a canvas, masks and settled tokens alike."""
+        """Rows on a canvas, masks and committed tokens alike."""
         return cls(token=token, depth=place.position, place=place, read=read, condition=condition)
 
     @classmethod
@@ -189,9 +189,9 @@ class Stats:
 
 @struct.dataclass
 class Logprobs:
-    """Natural logarithms of probabilities, of every settled token and of the K likeliest in its place.
+    """Natural logarithms of probabilities, of every committed token and of the K likeliest in its place.
 
-    They are the model's own, before penalty, temperature and filters, as it gave them in the call that settled the
+    They are the model's own, before penalty, temperature and filters, as it gave them in the call that committed the
     token. Of an autoregressive model that is its law given the text before; of a denoiser, given the canvas that the
     call read, among the tokens that may be written.
     """
@@ -205,7 +205,7 @@ class Logprobs:
 class DecodeState:
     """The whole state of a decode, and its trace.
 
-    `tokens[b, :length[b]]` is text. `committed_at[b, s]` is the number of the row's own model call that settled
+    `tokens[b, :length[b]]` is text. `committed_at[b, s]` is the number of the row's own model call that committed
     position s: 0 for the prompt, `OPEN` while undecided. The cache covers `length - 1` tokens: the last committed
     token is always the first input of the next call.
     """

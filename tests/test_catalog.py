@@ -41,10 +41,16 @@ def test_proofs_name_tests_that_exist():
 
 
 def test_rules_are_parsed_by_their_parts():
-    options = composition.parse("credit+threshold", ["tau=0.7", "credit.alpha=0.5", "block=16", "wait=false"])
-    assert options == {"tau": 0.7, "credit.alpha": 0.5, "block": 16, "wait": False}
+    options = composition.parse(
+        "credit+threshold", ["tau=0.7", "credit.alpha=0.5", "block=16", "synchronous_blocks=false"]
+    )
+    assert options == {"tau": 0.7, "credit.alpha": 0.5, "block": 16, "synchronous_blocks": False}
     assert composition.parse("ada_block", ["delimiter=198,271"]) == {"delimiter": (198, 271)}
-    for bad, sentence in (("tau", "has no '='"), ("tau=high", "cannot be 'high'"), ("wait=maybe", "cannot be 'maybe'")):
+    for bad, sentence in (
+        ("tau", "has no '='"),
+        ("tau=high", "cannot be 'high'"),
+        ("synchronous_blocks=maybe", "cannot be 'maybe'"),
+    ):
         with pytest.raises(InputError, match=sentence):
             composition.parse("threshold", [bad])
     with pytest.raises(UnknownName, match="Did you mean 'tau'"):

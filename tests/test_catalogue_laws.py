@@ -36,7 +36,7 @@ OPTIONS = {  # small drafts, so that programs are small and a law meets every de
     "ada_block": {"delimiter": (3, 5, 8), "size": 8, "ahead": 12, "ada_block.tau": 0.05, "threshold.tau": 0.4},
     "prophet": {"early": 4.0, "mid": 2.0, "late": 1.0, "tau": 0.4},
     "end_of_text": {"end_of_text.tau": 0.05, "threshold.tau": 0.4},
-    "wino": {"tau": 0.3, "bar": 0.6},
+    "wino": {"tau": 0.3, "tau_remask": 0.6},
     "klass": {"tau": 0.4, "kl": 0.5},
     "local_leap": {"kappa": 0.5, "tau": 0.3},
     "hierarchical": {"tau": 0.5, "low": 0.2},

@@ -37,7 +37,7 @@ OTHERS = {slot: tuple(name for name, row in ROWS.items() if row.slot == slot)
           for slot in ("rewrite", "region", "stop", "cut", "wrap")}  # fmt: skip
 VOCAB = 33
 ENDS = (3, 17)
-OPTIONS = {  # such that a tiny random model gets to every branch: a bar is sometimes passed, a delimiter predicted
+OPTIONS = {  # such that a tiny random model gets to every branch: thresholds are sometimes passed, delimiters proposed
     "quota": {"per_call": 2},
     "time_grid": {"steps": 4},
     "threshold": {"tau": 0.3},
@@ -48,7 +48,7 @@ OPTIONS = {  # such that a tiny random model gets to every branch: a bar is some
     "hierarchical": {"tau": 0.5, "low": 0.2},
     "local_leap": {"kappa": 0.5, "tau": 0.2},
     "learned_filter": {"tau": 0.5},
-    "wino": {"tau": 0.2, "bar": 0.5},
+    "wino": {"tau": 0.2, "tau_remask": 0.5},
     "renoise": {"steps": 4, "gamma": 1.0},
     "oracle": {"reference": np.random.default_rng(7).integers(VOCAB - 1, size=(3, canvas_laws.SLOTS)).astype(np.int32)},
     "ada_block": {"delimiter": (2, 5, 8, 11), "tau": 0.05, "size": BLOCK, "ahead": BLOCK},
@@ -179,7 +179,7 @@ def two_by_two(case: Case) -> set[tuple[str, ...]]:
 
 FOUND = (
     Case(("eb", "credit", "freedave"), "dual", "full"),  # an entropy that depended on how its program was compiled
-    Case(("time_grid", "prophet", "end_of_text"), "none", "full"),  # settled positions behind an end that moved
+    Case(("time_grid", "prophet", "end_of_text"), "none", "full"),  # committed positions behind an end that moved
 )
 """Compositions that have broken a law."""
 TRIED = tuple(dict.fromkeys((*FOUND, *cover(ADMITTED, two_by_two))))

@@ -136,7 +136,7 @@ def test_a_composed_method_is_a_method(causal):
 
 def test_what_a_stream_has_shown_stays_where_a_rule_takes_tokens_back(causal):
     lm = denoiser(causal)
-    options = {"block": 12, "tau": 0.0, "bar": 0.9}
+    options = {"block": 12, "tau": 0.0, "tau_remask": 0.9}
     ask = dict(method="wino", method_args=options, max_new_tokens=24, ignore_eos=True)
     steps = list(lm.stream("Hello", **ask))
     for before, after in itertools.pairwise(steps):

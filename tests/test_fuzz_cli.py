@@ -25,7 +25,8 @@ ODD = (
     ".", "..", "~", "none/x.json", "x.png", "x.docx", "p.jsonl", "'", "[bold]", "{}", ",", "+", "a,b", "threshold",
     "tau=0.5", "tau=nan", "tau", "block=0", "block=3", f"block={2**70}", "cache=dual", "cache=x", "steps=-1",
     "per_call=0",
-    "threshold.tau=0.5", "nope.tau=1", "drafts=0", "most=0", "delimiter=1,x", "ends=x", "wait=maybe", "score=x",
+    "threshold.tau=0.5", "nope.tau=1", "drafts=0", "most=0", "delimiter=1,x", "eos_policy=x",
+    "synchronous_blocks=maybe", "score=x",
 )  # fmt: skip
 METHODS = (
     "ar", "quota", "threshold", "eb", "wino", "klass", "credit+threshold", "threshold+freedave", "prophet",

@@ -1,4 +1,4 @@
-"""Log-probabilities: what every method notes of the tokens it settles, and what a model makes of a given text."""
+"""Log-probabilities: what every method notes of the tokens it commits, and what a model makes of a given text."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def canvas_law(lm, ids, result, call):
         ("quota+credit", {"per_call": 2}, {"temperature": 0.7}),
     ],
 )
-def test_every_token_of_a_canvas_has_that_of_the_call_that_settled_it(lm, method, args, sampling):
+def test_every_token_of_a_canvas_has_that_of_the_call_that_committed_it(lm, method, args, sampling):
     """Before temperature and rewrites; a method that looks at several states in one call tells the same."""
     filler = denoiser(lm)
     ask = dict(max_new_tokens=12, method=method, method_args=args, ignore_eos=True, batch_size=2)

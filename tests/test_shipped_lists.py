@@ -32,7 +32,7 @@ def test_it_is_small_and_says_where_it_comes_from(lm):
 
 def test_one_position_a_call_is_right(lm):
     source = Lists(rows=400, seed=5)
-    answers = ask(compose(lm.model, "quota", words=source.symbols), lm.params, source)
+    answers = ask(compose(lm.model, "quota", vocab_limit=source.symbols), lm.params, source)
     by_operation = np.asarray([source[i]["token"][0] for i in range(len(source))])
     assert len(set(by_operation.tolist())) == len(OPERATIONS)
     assert answers.accuracy >= 0.98
@@ -41,7 +41,7 @@ def test_one_position_a_call_is_right(lm):
 @pytest.mark.parametrize(("operation", "per_call"), [("replace_random", 3), ("shuffle", 2)])
 def test_more_a_call_cost_what_theory_says(lm, operation, per_call):
     source = Lists(rows=1500, seed=6, operations=[operation])
-    method = compose(lm.model, "quota", {"per_call": per_call, "score": "random"}, words=source.symbols)
+    method = compose(lm.model, "quota", {"per_call": per_call, "score": "random"}, vocab_limit=source.symbols)
     answers = ask(method, lm.params, source, temperature=1.0)
     known = theory.accuracy(operation.removesuffix("_random"), 6, per_call)
     assert abs(answers.accuracy - known) < 0.03 + 3 * answers.error

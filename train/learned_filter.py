@@ -106,8 +106,8 @@ def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, sai
         "calls": calls,
         "held_out_positions": len(said.final),
         "final": round(float(said.final.mean()), 4),
-        "filter": {str(bar): round_(said.at(bar)) for bar in (0.5, 0.9, PUBLISHED, 0.99)},
-        "threshold": {str(bar): round_(said.of_threshold(bar)) for bar in (0.5, 0.9, 0.95, 0.99)},
+        "filter": {str(tau): round_(said.at(tau)) for tau in (0.5, 0.9, PUBLISHED, 0.99)},
+        "threshold": {str(tau): round_(said.of_confidence(tau)) for tau in (0.5, 0.9, 0.95, 0.99)},
         "best_accuracy": {"filter": round(said.accuracy(), 4), "threshold": round(said.accuracy(True), 4)},
     }
     facts = {
@@ -121,7 +121,7 @@ def export(config: LearnedFilter, lm: LanguageModel, trained: TrainedFilter, sai
     found = metrics["filter"][str(PUBLISHED)]
     say(f"{path}: at {PUBLISHED}, precision {found['precision']:.4f} and recall {found['recall']:.4f}")
     best = metrics["best_accuracy"]
-    say(f"verdicts right at the best bar: {best['filter']:.4f}, of the confidence alone {best['threshold']:.4f}")
+    say(f"verdicts right at the best threshold: {best['filter']:.4f}, of the confidence alone {best['threshold']:.4f}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""`paradec trace`: the order in which a text was settled."""
+"""`paradec trace`: the order in which a text was committed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def trace(
     html: o.HtmlFile = None,
     png: o.Figure = None,
 ) -> int:
-    """Draw which call settled which token: in the terminal, as a page or a figure."""
+    """Draw which call committed which token: in the terminal, as a page or a figure."""
     from paradec import engines, viz
 
     names = o.listed(methods)

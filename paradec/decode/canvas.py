@@ -2,7 +2,7 @@
 
 One step: the model predicts every position of a window (`predict`, which knows the caches); the engine proposes a token
 each; the region says where a block that has just opened ends; a rewrite may change the logits; the select rule accepts
-some positions; the engine sees to it that at least one is (for rules that `idle`, none may be); a stop rule may settle
+some positions; the engine sees to it that at least one is (for rules that `idle`, none may be); a stop rule may commit
 everything at once; what was accepted is written, what was reopened is open again, and a block without open positions
 gives way to the next. All but the first part is `transition`, which calls no model: that is what FreeDave speculates
 over.
@@ -18,8 +18,9 @@ Example of a transition: prompt of 4, limit 10, open block [4, 8), position 4 co
     accept       -    x    -    x    -    -     eligible (open and inside), and at least .9
 
 The call writes its number to `committed_at` of 5 and 7. The first open position is 6, so `length` becomes 6 (7 waits
-for it) and the block stays: lo is 4, `fresh` is False. A later call that commits 6 leaves no open position below hi:
-then lo becomes 8 and `fresh` True, and the next call asks the region where the block from 8 on ends.
+for it) and the block stays: block_start is 4, `fresh` is False. A later call that commits 6 leaves no open position
+below block_end: then block_start becomes 8 and `fresh` True, and the next call asks the region where the block from 8
+on ends.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from paradec.types import OPEN, DecodeState, Denoiser, Prompt, Sampling, Stats
 class Front:
     """Where a row works on its canvas, and what its rules remember. `DecodeState.carry` of a canvas."""
 
-    lo: Int32[Array, "B"]  # the open block is [lo, hi); everything before lo is settled
-    hi: Int32[Array, "B"]
+    block_start: Int32[Array, "B"]  # everything before it is committed
+    block_end: Int32[Array, "B"]
     fresh: Bool[Array, "B"]  # the block has had no call yet
     turn: Int32[Array, "B"]  # steps made: those of a plain decode, whoever speculates
-    revised: Int32[Array, "B S"]  # how often a settled position was opened again or overwritten, or noise changed
+    revised: Int32[Array, "B S"]  # how often a committed position was opened again or overwritten, or noise changed
     rewrite: PyTree
     select: PyTree
     condition: Float[Array, "B W D"] | None = None  # what the block's last call says to the next: see `Reply.told`
@@ -68,18 +69,18 @@ class Canvas(Method):
     cut: Cut | None = None
     cache: CachePolicy = struct.field(pytree_node=False, default=Whole())
     eos: Int[Array, "E"] = struct.field(default_factory=lambda: jnp.zeros(0, jnp.int32))
-    ends: str = struct.field(pytree_node=False, default="free")
+    eos_policy: str = struct.field(pytree_node=False, default="free")
     """End-of-text: "free" like any token, "late" (its confidence counts least), or "never" (it cannot be proposed)."""
-    tempered: bool = struct.field(pytree_node=False, default=False)
+    temper_confidence: bool = struct.field(pytree_node=False, default=False)
     """Whether positions are judged by the law after temperature and filters (Dream) or before (LLaDA). In both it is
     the proposed token's probability that counts, be it drawn or the likeliest."""
-    words: int = struct.field(pytree_node=False, default=0)
+    vocab_limit: int = struct.field(pytree_node=False, default=0)
     """Token ids from here on do not exist: a checkpoint's vocabulary may be padded. 0: all do."""
     name: str = struct.field(pytree_node=False, default="canvas")
     """What results call it."""
 
     def window(self, slots: int) -> int:
-        """W: how many positions from `lo` on a call predicts, of a canvas of `slots`."""
+        """W: how many positions from the block's start on a call predicts, of a canvas of `slots`."""
         whole = self.stop is not None or self.cut is not None  # they read all that is open
         # What a rule noted of later positions must still be there when their block opens.
         whole |= self.select.remembers and not self.cache.keeps and not self.target.block
@@ -97,7 +98,7 @@ class Canvas(Method):
         told, slot = self.target.conditioned, lax.broadcasted_iota(jnp.int32, (B, slots), 1)
         blank = self.select.noise(key, slot, V) if self.select.noisy else jnp.zeros_like(tokens)
         front = Front(
-            lo=prompt.length, hi=prompt.length, fresh=jnp.ones(B, bool), turn=zero,
+            block_start=prompt.length, block_end=prompt.length, fresh=jnp.ones(B, bool), turn=zero,
             revised=jnp.zeros((B, slots), jnp.int32),
             rewrite=() if self.rewrite is None else self.rewrite.init(B, W, V),
             select=self.select.init(B, W, V),
@@ -160,11 +161,13 @@ class Canvas(Method):
         view, memory = self.look(state, reply), front.rewrite
         own = view.logits  # log-probabilities are the model's own, before any rewrite
         # Only a block without a call yet is asked for its end, which is at least one position on and within the limit.
-        hi = jnp.where(front.fresh, jnp.clip(self.region(view), view.lo + 1, view.limit), front.hi)
-        view = view.within(hi)
+        block_end = jnp.where(
+            front.fresh, jnp.clip(self.region(view), view.block_start + 1, view.limit), front.block_end
+        )
+        view = view.within(block_end)
         if self.rewrite is not None:  # proposals and confidences are taken again, from the logits that count
             logits, memory = self.rewrite(view, memory)
-            view = self.look(state, reply.replace(logits=logits)).within(hi)
+            view = self.look(state, reply.replace(logits=logits)).within(block_end)
         choice = self.select(view, front.select)
         accept, edit = choice.accept & view.eligible, jnp.zeros_like(view.open)
         if not self.select.idles:
@@ -174,19 +177,21 @@ class Canvas(Method):
             view = view.replace(token=choice.token)
         if self.stop is not None:  # all that is open, beyond the block too
             accept = jnp.where(self.stop(view)[:, None], view.open, accept)
-        reopen = jnp.zeros_like(accept) if choice.reopen is None else choice.reopen & view.inside & ~view.open
+        remask = jnp.zeros_like(accept) if choice.remask is None else choice.remask & view.inside & ~view.open
         if self.cut is not None:
-            limit = jnp.maximum(self.cut(view, accept), view.lo + 1)
-            state, hi = state.replace(limit=limit), jnp.minimum(hi, limit)
+            limit = jnp.maximum(self.cut(view, accept), view.block_start + 1)
+            state, block_end = state.replace(limit=limit), jnp.minimum(block_end, limit)
             accept = accept & (view.position < limit[:, None])
-            # What was settled behind the new end belongs to no text any more.
+            # What was committed behind the new end belongs to no text any more.
             slot = lax.iota(jnp.int32, state.committed_at.shape[1])[None]
             state = state.replace(committed_at=jnp.where(slot < limit[:, None], state.committed_at, OPEN))
-        front = front.replace(hi=hi, rewrite=memory, select=choice.carry, turn=front.turn + 1, condition=reply.told)
+        front = front.replace(
+            block_end=block_end, rewrite=memory, select=choice.carry, turn=front.turn + 1, condition=reply.told
+        )
         if state.logprobs is not None:
             at = jnp.where(accept | edit, view.position, state.tokens.shape[1])
             state = state.replace(logprobs=noted(state.logprobs, own, view.token, at))
-        state = write(state.replace(carry=front), view, accept | edit, reopen)
+        state = write(state.replace(carry=front), view, accept | edit, remask)
         return self.advance(state if choice.noise is None else redraw(state, view, choice.noise, ~accept))
 
     def look(self, state: DecodeState, reply: Reply) -> View:
@@ -195,9 +200,9 @@ class Canvas(Method):
         first = reply.position[:, :1]
         # Position p is "depth" p - first here: noise is keyed by the absolute position, as in the prefix engine.
         token = next_tokens(logits, state.sampling, state.key, first[:, 0], reply.position - first, logits.shape[1] - 1)
-        law = filtered(logits, state.sampling) if self.tempered else logits
+        law = filtered(logits, state.sampling) if self.temper_confidence else logits
         confidence, _ = likelihood(law, token)  # p(token), which need not be the likeliest
-        if self.ends == "late":
+        if self.eos_policy == "late":
             confidence = jnp.where(jnp.isin(token, self.eos), LATE, confidence)
         at = jnp.minimum(reply.position, state.tokens.shape[1] - 1)
         read = lambda x: jnp.take_along_axis(x, at, axis=1)
@@ -206,49 +211,50 @@ class Canvas(Method):
             logits=logits, law=law, position=reply.position, token=token, confidence=confidence,
             current=read(state.tokens),
             open=exists & (read(state.committed_at) == OPEN),
-            inside=exists, lo=front.lo, hi=front.hi, prompt=state.prompt, limit=state.limit, turn=front.turn,
+            inside=exists, block_start=front.block_start, block_end=front.block_end, prompt=state.prompt,
+            limit=state.limit, turn=front.turn,
             fresh=front.fresh, key=state.key,
             shadow=None if reply.shadow is None else self.suppress(reply.shadow),
         )  # fmt: skip
 
     def suppress(self, logits: Float[Array, "B W V"]) -> Float[Array, "B W V"]:
-        """Logits in float32 without the mask token, which a canvas never settles on, and without padding."""
+        """Logits in float32 without the mask token, which a canvas never commits, and without padding."""
         logits, token = logits.astype(jnp.float32), lax.broadcasted_iota(jnp.int32, logits.shape, 2)
-        if 0 < self.words < logits.shape[-1]:
-            logits = jnp.where(token >= self.words, -jnp.inf, logits)
+        if 0 < self.vocab_limit < logits.shape[-1]:
+            logits = jnp.where(token >= self.vocab_limit, -jnp.inf, logits)
         if self.target.mask_id is not None and self.target.mask_id < logits.shape[-1]:
             logits = jnp.where(token == self.target.mask_id, -jnp.inf, logits)
-        return jnp.where(jnp.isin(token, self.eos), -jnp.inf, logits) if self.ends == "never" else logits
+        return jnp.where(jnp.isin(token, self.eos), -jnp.inf, logits) if self.eos_policy == "never" else logits
 
     def advance(self, state: DecodeState) -> DecodeState:
-        """Close blocks without open positions, measure the settled text, and end rows at end-of-text or limit.
+        """Close blocks without open positions, measure the committed text, and end rows at end-of-text or limit.
 
-        Where a rule may take tokens back, those of an open block are not settled yet.
+        Where a rule may take tokens back, those of an open block are not committed yet.
         """
         front, slots = state.carry, state.tokens.shape[1]
         slot = lax.iota(jnp.int32, slots)[None]
         open_ = (state.committed_at == OPEN) & (slot < state.limit[:, None])
         first_open = jnp.where(open_.any(-1), jnp.argmax(open_, axis=-1), state.limit).astype(jnp.int32)
-        closed, revocable = first_open >= front.hi, jnp.asarray(self.select.revocable)
+        closed, revocable = first_open >= front.block_end, jnp.asarray(self.select.revocable)
         # End-of-text counts once nothing is open before it: till then a committed one may still be far from the text.
-        lo = jnp.where(closed, front.hi, front.lo)
+        block_start = jnp.where(closed, front.block_end, front.block_start)
         ended = jnp.isin(state.tokens, self.eos) & (slot >= state.prompt[:, None]) & (slot < first_open[:, None])
         has_end = ended.any(-1) & (closed | ~revocable)
-        settled = jnp.where(revocable & (first_open < state.limit), lo, first_open)
-        length = jnp.where(has_end, jnp.argmax(ended, axis=-1).astype(jnp.int32) + 1, settled)
+        committed = jnp.where(revocable & (first_open < state.limit), block_start, first_open)
+        length = jnp.where(has_end, jnp.argmax(ended, axis=-1).astype(jnp.int32) + 1, committed)
         return state.replace(
             length=length,
             done=has_end | (first_open >= state.limit),
-            carry=front.replace(lo=lo, fresh=closed),
+            carry=front.replace(block_start=block_start, fresh=closed),
         )
 
 
-def write(state: DecodeState, view: View, accept: Bool[Array, "B W"], reopen: Bool[Array, "B W"]) -> DecodeState:
-    """Settle accepted positions with the view's tokens, and open others again."""
+def write(state: DecodeState, view: View, accept: Bool[Array, "B W"], remask: Bool[Array, "B W"]) -> DecodeState:
+    """Commit accepted positions with the view's tokens, and open others again."""
     # Writing is a scatter of fixed shape: what is not to be written goes to slot S, which mode="drop" leaves out.
     front, beyond = state.carry, state.tokens.shape[1]
     put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
-    at, back = (jnp.where(mask, view.position, beyond) for mask in (accept, reopen))
+    at, back = (jnp.where(mask, view.position, beyond) for mask in (accept, remask))
     add = jax.vmap(lambda x, at: x.at[at].add(1, mode="drop"))
     now = jnp.broadcast_to(state.calls[:, None], at.shape)
     edited = jnp.where(accept & ~view.open, view.position, beyond)

@@ -71,7 +71,7 @@ def horizon(target: Denoiser, position: Int[Array, "B M"], state: DecodeState) -
     if not target.block:
         return limit
     if target.causal_cache:
-        base = border(target, state.carry.lo, state.prompt)[:, None]
+        base = border(target, state.carry.block_start, state.prompt)[:, None]
         return jnp.where(position < base, position + 1, jnp.minimum(base + target.block, limit))
     return jnp.minimum(border(target, position, state.prompt[:, None]) + target.block, limit)
 
@@ -81,10 +81,11 @@ def ask(
     live: Bool[Array, "B"],
 ) -> tuple[Reply, PyTree]:  # fmt: skip
     """One model call on a span, and its delta. `live`: rows whose cache is read."""
-    slots, lo = state.tokens.shape[1], state.carry.lo
-    # `position` is what is computed, `wanted` what the reply is about: from lo on, or everything in a whole window.
+    slots, begin = state.tokens.shape[1], state.carry.block_start
+    # `position` is what is computed, `wanted` what the reply is about: the block and what follows,
+    # or everything in a whole window.
     position = span.at[:, None] + lax.iota(jnp.int32, span.size)[None]
-    wanted = lo[:, None] + lax.iota(jnp.int32, window)[None]
+    wanted = begin[:, None] + lax.iota(jnp.int32, window)[None]
     if window == slots:
         wanted = jnp.broadcast_to(lax.iota(jnp.int32, slots)[None], wanted.shape)
     # `read` finds the row that answers for each wanted position. Clipped are positions past the span, which are past
@@ -97,9 +98,9 @@ def ask(
         token = jnp.concatenate([token, jnp.full(wanted.shape, target.mask_id, jnp.int32)], axis=1)
         beside = jnp.concatenate([jnp.zeros_like(fresh), jnp.ones(wanted.shape, bool)], axis=1)
         position = jnp.concatenate([position, wanted], axis=1)
-        fresh = jnp.concatenate([fresh, (wanted >= lo[:, None]) & (wanted < state.limit[:, None])], axis=1)
+        fresh = jnp.concatenate([fresh, (wanted >= begin[:, None]) & (wanted < state.limit[:, None])], axis=1)
         read = jnp.concatenate([read, span.size + jnp.broadcast_to(lax.iota(jnp.int32, window), wanted.shape)], axis=1)
-    start = border(target, lo, state.prompt) if target.causal_cache else None
+    start = border(target, begin, state.prompt) if target.causal_cache else None
     sees = horizon(target, position, state)
     place = Place(position=position, sees=sees, fresh=fresh, shadow=beside, block_start=start)
     rows = Rows.canvas(token, place, read, condition=heard(state, position))
@@ -113,7 +114,7 @@ def heard(state: DecodeState, position: Int[Array, "B M"]) -> Float[Array, "B M 
     front = state.carry
     if front.condition is None:
         return None
-    at = position - front.lo[:, None]
+    at = position - front.block_start[:, None]
     size = front.condition.shape[1]
     told = jnp.take_along_axis(front.condition, jnp.clip(at, 0, size - 1)[..., None], axis=1)
     return jnp.where(((at >= 0) & (at < size) & ~front.fresh[:, None])[..., None], told, 0)
@@ -126,7 +127,7 @@ def narrowest(spans: tuple[Span, ...], done: Bool[Array, "B"]) -> Int32[Array, "
 
 
 def seen(target: Denoiser, state: DecodeState, at: Int[Array, "B M"]) -> Int32[Array, "B M"]:
-    """The tokens the model is shown at these slots: what stands there, and the mask where nothing is settled."""
+    """The tokens the model is shown at these slots: what stands there, and the mask where nothing is committed."""
     token = jnp.take_along_axis(state.tokens, at, axis=1)
     if target.mask_id is None:
         return token
@@ -170,7 +171,7 @@ class Cached(Whole):
     """What the caching policies share: opening calls that store, steady calls that read."""
 
     keeps = True
-    wait: bool = True
+    synchronous_blocks: bool = True
     """Whether rows that are due wait until all are. Without waiting one row's opening widens everybody's call."""
 
     def init(self, target: Denoiser, batch: int, slots: int) -> PyTree:
@@ -189,7 +190,7 @@ class Cached(Whole):
     ) -> tuple[Reply, PyTree, Bool[Array, "B"], CallCost]:
         """The reply, the cache after it, the rows that took part, and what it cost."""
         due, live = state.carry.fresh & ~state.done, ~state.done
-        wide = jnp.all(due | state.done) if self.wait else jnp.any(due)
+        wide = jnp.all(due | state.done) if self.synchronous_blocks else jnp.any(due)
         first, later = self.opening(target, state), self.steady(target, state, window)
         # Where rows wait, a call is wide when all live rows are due; else one row that is due makes it wide for all.
         # A row that is not due, in a call that is wide for others, recomputes just what it would have alone.
@@ -242,7 +243,16 @@ class DualCache(Cached):
     def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
         front, zero = state.carry, jnp.zeros_like(state.limit)
         size = min(window + int(target.shift), state.tokens.shape[1])
-        return (Span(jnp.maximum(front.lo - int(target.shift), 0), size, front.lo, front.hi, zero, state.cache.length),)
+        return (
+            Span(
+                jnp.maximum(front.block_start - int(target.shift), 0),
+                size,
+                front.block_start,
+                front.block_end,
+                zero,
+                state.cache.length,
+            ),
+        )
 
     def check(self, target: Denoiser, region: Any) -> str | None:
         if target.block:
@@ -261,13 +271,13 @@ class PrefixCache(DualCache):
     name = "prefix"
 
     def opening(self, target: Denoiser, state: DecodeState) -> Span:
-        return super().opening(target, state)._replace(store=state.carry.lo, length=state.carry.lo)
+        return super().opening(target, state)._replace(store=state.carry.block_start, length=state.carry.block_start)
 
     def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
         front, zero, slots = state.carry, jnp.zeros_like(state.limit), state.tokens.shape[1]
         sizes = sorted({max(-(-slots * k // 4), min(window + int(target.shift), slots)) for k in (1, 2, 3, 4)})
-        at = jnp.maximum(front.lo - int(target.shift), 0)
-        return tuple(Span(at, size, front.lo, state.limit, zero, state.cache.length) for size in sizes)
+        at = jnp.maximum(front.block_start - int(target.shift), 0)
+        return tuple(Span(at, size, front.block_start, state.limit, zero, state.cache.length) for size in sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +332,7 @@ class BlockCache(Cached):
 
     def base(self, target: Denoiser, state: DecodeState) -> Int32[Array, "B"]:
         """Where the model's block begins in which each row works."""
-        return border(target, state.carry.lo, state.prompt)
+        return border(target, state.carry.block_start, state.prompt)
 
     def check(self, target: Denoiser, region: Any) -> str | None:
         if not target.block:
@@ -353,9 +363,9 @@ class SubBlockCache(BlockCache):
     def steady(self, target: Denoiser, state: DecodeState, window: int) -> tuple[Span, ...]:
         front, zero = state.carry, jnp.zeros_like(state.limit)
         # The whole sub-block: where a prompt ends inside it, its last tokens have seen this sub-block's masks too.
-        new = jnp.clip(front.hi - window, self.base(target, state), front.lo)
+        new = jnp.clip(front.block_end - window, self.base(target, state), front.block_start)
         size = min(window + int(target.shift), state.tokens.shape[1])
-        return (Span(jnp.maximum(new - int(target.shift), 0), size, new, front.hi, zero, state.cache.length),)
+        return (Span(jnp.maximum(new - int(target.shift), 0), size, new, front.block_end, zero, state.cache.length),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Log-probabilities of the settled tokens: both engines note them in the call that settles a token, and add no call."""
+"""Log-probabilities of the committed tokens: both engines note them in the call that commits a token, and add no
+call."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from paradec.types import Logprobs
 
 
 def room(batch: int, slots: int, best: int) -> Logprobs:
-    """Where those of a whole canvas are kept; NaN where nothing is settled, the prompt included."""
+    """Where those of a whole canvas are kept; NaN where nothing is committed, the prompt included."""
     none = jnp.full((batch, slots, 1 + best), jnp.nan, jnp.float32)
     return Logprobs(token=none[..., 0], best=jnp.zeros((batch, slots, best), jnp.int32), value=none[..., 1:])
 

@@ -125,7 +125,8 @@ def run(method: Method, params: PyTree, state: DecodeState, turns: Int[Array, ""
 
 
 def stream(method: Method, params: PyTree, state: DecodeState, every: int = 1) -> Iterator[Snapshot]:
-    """Yield what is settled after every `every` turns, until all rows are done. It is `run`, a few turns at a time."""
+    """Yield what is committed after every `every` turns, until all rows are done. It is `run`, a few turns at a
+    time."""
     while True:
         state = run(method, params, state, np.int32(every))
         now = snapshot(state)

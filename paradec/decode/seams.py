@@ -108,7 +108,7 @@ class Choice:
 
     accept: Bool[Array, "B W"]
     carry: PyTree = ()
-    reopen: Bool[Array, "B W"] | None = None
+    remask: Bool[Array, "B W"] | None = None
     token: Int32[Array, "B W"] | None = None
     noise: Int32[Array, "B W"] | None = None
 
@@ -125,7 +125,7 @@ class Select(Part):
     """Whether it may mask committed positions again."""
     idles: bool = False
     """Whether it may commit nothing in a call and end all the same: each block after its own number of calls."""
-    tempered: bool = False
+    temper_confidence: bool = False
     """Whether its published code judges by the law after temperature and filters."""
     remembers: bool = False
     """Whether what it keeps of a position counts in later blocks too, where the model sees the whole canvas."""
@@ -178,8 +178,8 @@ class SelectAround(Select):
         return self.rule.idles
 
     @property
-    def tempered(self) -> bool:
-        return self.rule.tempered
+    def temper_confidence(self) -> bool:
+        return self.rule.temper_confidence
 
     @property
     def remembers(self) -> bool:
@@ -222,11 +222,12 @@ class Rewrite(Part):
 
 
 class Region(Part):
-    """Where a block ends that begins at `view.lo`; asked at its first call, with the logits as the model gave them."""
+    """Where a block ends that begins at `view.block_start`; asked at its first call, with the logits as the model gave
+    them."""
 
     slot = "region"
     reach: int = 0
-    """Positions from `lo` that it may take, or reads; 0: the whole canvas."""
+    """Positions from the block's start that it may take, or reads; 0: the whole canvas."""
     fixed: bool = False
     """Whether all of its blocks are `reach` long, but for those that a limit or a prompt cuts."""
 
@@ -255,7 +256,8 @@ class Cut(Part):
 
 @struct.dataclass
 class Reply:
-    """What a call says of W positions from `lo` on: row w predicts `position[w]`, whatever the model's alignment."""
+    """What a call says of W positions from the block's start on: row w predicts `position[w]`, whatever the model's
+    alignment."""
 
     logits: Float[Array, "B W V"]
     position: Int32[Array, "B W"]

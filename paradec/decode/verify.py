@@ -121,12 +121,12 @@ class Typical(Accept):
     def __call__(self, tree: Tree, scored: Scored, state: DecodeState, depth: int) -> Verdict:
         logp = jax.nn.log_softmax(warp(scored.logits, state.sampling), axis=-1)
         entropy = -jnp.sum(jnp.where(jnp.isfinite(logp), jnp.exp(logp) * logp, 0.0), axis=-1)
-        bar = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+        threshold = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
         # A node's token is judged by the law at its parent.
         mine = jnp.take_along_axis(logp, tree.parent[:, :, None], axis=1)
         p = jnp.exp(jnp.take_along_axis(mine, tree.token[:, :, None], axis=2)[..., 0])
         root = lax.broadcasted_iota(jnp.int32, tree.token.shape, 1) == 0
-        passes = root | (tree.valid & tree.walk & (p > at_path(bar, tree.parent)))
+        passes = root | (tree.valid & tree.walk & (p > at_path(threshold, tree.parent)))
         # A node's path counts where all that the node sees (its ancestors and itself) pass, and node 0 is among them.
         see = ancestors(tree.parent)
         alive = jnp.all(passes[:, None] | ~see, axis=-1) & see[:, :, 0]

@@ -20,7 +20,7 @@ LATE = -1e30  # a score below all others, and finite: such positions are still e
 
 CERTAIN = 2.0**-53
 """What float64 takes for nothing beside 1. The published loops compute in it, and of positions that are surer than this
-they settle the first; so does this engine."""
+they commit the first; so does this engine."""
 
 
 @struct.dataclass
@@ -32,11 +32,11 @@ class View:
     position: Int32[Array, "B W"]
     token: Int32[Array, "B W"]  # what the call proposes
     current: Int32[Array, "B W"]  # what stands there
-    confidence: Float[Array, "B W"]  # probability of `token` by `law`; `LATE` where it shall be settled last
+    confidence: Float[Array, "B W"]  # probability of `token` by `law`; `LATE` where it shall be committed last
     open: Bool[Array, "B W"]
     inside: Bool[Array, "B W"]  # within the block
-    lo: Int32[Array, "B"]  # the block is [lo, hi)
-    hi: Int32[Array, "B"]
+    block_start: Int32[Array, "B"]  # the block is [block_start, block_end)
+    block_end: Int32[Array, "B"]
     prompt: Int32[Array, "B"]
     limit: Int32[Array, "B"]
     turn: Int32[Array, "B"]  # steps the row has made before this one
@@ -44,10 +44,12 @@ class View:
     key: jax.Array
     shadow: Float[Array, "B W V"] | None = None  # logits of rows that see all but their own position
 
-    def within(self, hi: Int32[Array, "B"]) -> View:
-        """The same view with the block ending before `hi`."""
-        end = jnp.minimum(hi, self.limit)[:, None]
-        return self.replace(hi=hi, inside=(self.position >= self.lo[:, None]) & (self.position < end))
+    def within(self, block_end: Int32[Array, "B"]) -> View:
+        """The same view with the block ending before `block_end`."""
+        end = jnp.minimum(block_end, self.limit)[:, None]
+        return self.replace(
+            block_end=block_end, inside=(self.position >= self.block_start[:, None]) & (self.position < end)
+        )
 
     @property
     def eligible(self) -> Bool[Array, "B W"]:
@@ -75,7 +77,7 @@ class View:
         return jnp.log1p(rest) + jnp.sum(jnp.where(weight > 0, weight * under, 0.0), axis=-1) / (1 + rest)
 
     def score(self, name: str) -> Float[Array, "B W"]:
-        """One of `SCORES`, as a number to be compared with a bar."""
+        """One of `SCORES`, as a number to be compared with a threshold."""
         match name:
             case "probability":
                 return self.confidence
@@ -138,7 +140,7 @@ def best(score: Float[Array, "B W"], among: Bool[Array, "B W"]) -> Bool[Array, "
     return among & (lax.broadcasted_iota(at.dtype, among.shape, 1) == at[:, None])
 
 
-def bar(confidence: float, name: str = "tau") -> Float[Array, ""]:
+def as_threshold(confidence: float, name: str = "tau") -> Float[Array, ""]:
     """A confidence to be reached, as a leaf; above 1 nothing reaches it. Raises `ValueError` below 0 and for NaN."""
     if not confidence >= 0:
         raise ValueError(f"{name} is a confidence, so 0 or more (above 1: never reached); {confidence} was given.")

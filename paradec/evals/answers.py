@@ -131,7 +131,7 @@ class Trial:
     queries: float
     refreshes: float
     agreement: float
-    """With one position a call, the surest first."""
+    """With one position a call, the most confident first."""
     theory: float | None = None
 
     @classmethod

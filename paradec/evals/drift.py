@@ -68,9 +68,9 @@ def turn(method: Canvas, params: PyTree, state: DecodeState) -> tuple[DecodeStat
     true, *_ = Whole().call(method.target, params["target"], state, window, method.select.shadows)
     after = keep(method.transition(called, true), state, acting)
     slot = jnp.minimum(cached.position, state.tokens.shape[1] - 1)
-    end = jnp.minimum(after.carry.hi, state.limit)[:, None]
+    end = jnp.minimum(after.carry.block_end, state.limit)[:, None]
     open_ = jnp.take_along_axis(state.committed_at, slot, axis=1) == OPEN
-    read = open_ & (cached.position >= state.carry.lo[:, None]) & (cached.position < end) & acting[:, None]
+    read = open_ & (cached.position >= state.carry.block_start[:, None]) & (cached.position < end) & acting[:, None]
     a, b = (method.suppress(reply.logits) for reply in (cached, true))
     away = jnp.max(jnp.where(jnp.isfinite(b), jnp.abs(a - b), 0.0), axis=-1, initial=0.0)
     away = jnp.where(read, away, 0.0)

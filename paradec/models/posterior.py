@@ -1,4 +1,4 @@
-"""Denoisers that are exact: the true law of every open position given the settled ones, in closed form.
+"""Denoisers that are exact: the true law of every open position given the committed ones, in closed form.
 
 They are what unmasking rules are measured with: no training, a known joint law, and real trade-offs. Neither keeps a
 cache, so they serve the policy "none". Off the support of the joint, where the posterior is 0 / 0, they answer with the
@@ -43,7 +43,7 @@ class _Exact(Denoiser):
     def extend(
         self, params: PyTree, cache: NoCache, rows: Rows, *, live: Bool[Array, "B"] | None = None
     ) -> tuple[Output, tuple]:
-        """Log marginals of the rows that are read, given every settled token. Rows must be the whole canvas."""
+        """Log marginals of the rows that are read, given every committed token. Rows must be the whole canvas."""
         place = rows.place
         known = place.fresh & (rows.token != self.mask_id)
         marginal = self.marginals(params, jnp.where(known, rows.token, self.mask_id))
@@ -87,7 +87,7 @@ class HiddenMarkov(_Exact):
         return MarkovChain(start=Spec((V,), ("vocab",), "ones"), transition=Spec((V, V), ("vocab", None), "ones"))
 
     def marginals(self, params: MarkovChain, token: Int[Array, "B S"]) -> Float[Array, "B S V"]:
-        """p(x_s | settled tokens, evidence) for every position; `mask_id` stands at open ones."""
+        """p(x_s | committed tokens, evidence) for every position; `mask_id` stands at open ones."""
         B, S = token.shape
         free = jnp.ones((B, S, self.vocab_size)) if params.evidence is None else params.evidence[:B, :S]
         own = jax.nn.one_hot(token, self.vocab_size)
@@ -179,14 +179,14 @@ class JointTable(_Exact):
         return self.vocab_size
 
     def marginals(self, params: JointTexts, token: Int[Array, "B S"]) -> Float[Array, "B S V"]:
-        """p(x_s | settled tokens) for every position; `mask_id` stands at open ones."""
+        """p(x_s | committed tokens) for every position; `mask_id` stands at open ones."""
         S = params.text.shape[1]
         token = token[:, :S]
         each = jax.nn.one_hot(params.text, self.vocab_size)
-        # Settled places in which a text agrees, counted by one product: "B N", and never "B N S".
+        # Committed places in which a text agrees, counted by one product: "B N", and never "B N S".
         agree = jnp.einsum("bsv,nsv->bn", jax.nn.one_hot(token, self.vocab_size), each)
-        settled = jnp.sum(token != self.mask_id, axis=-1, dtype=jnp.float32)
-        weight = jnp.where(agree > settled[:, None] - 0.5, params.weight[None], 0.0)
+        committed = jnp.sum(token != self.mask_id, axis=-1, dtype=jnp.float32)
+        weight = jnp.where(agree > committed[:, None] - 0.5, params.weight[None], 0.0)
         weight = jnp.where(weight.sum(-1, keepdims=True) > 0, weight, params.weight[None])
         total = jnp.einsum("bn,nsv->bsv", weight, each, precision=lax.Precision.HIGHEST)
         return total / jnp.sum(total, axis=-1, keepdims=True)

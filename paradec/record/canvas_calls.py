@@ -87,7 +87,7 @@ class Walk:
     @classmethod
     def of(cls, lm: LanguageModel, ask: Request, block: int, along: str, options: Mapping[str, Any]) -> Walk:
         """Raises `InputError` and `UnknownName` as `compose` does."""
-        static = compose(lm.model, "quota", block=block, words=lm.tokenizer.vocab_size)
+        static = compose(lm.model, "quota", block=block, vocab_limit=lm.tokenizer.vocab_size)
         return cls(lm, ask, block, along, options, Decoder("quota", static, {"target": lm.params}))
 
     def calls(self, batch: list[list[int]], rows: Sequence[int]) -> Calls:
@@ -101,12 +101,12 @@ class Walk:
         lm, options = self.lm, dict(self.options)
         if "oracle" in self.along.split("+"):
             options["reference"] = reference
-        words, eos = lm.tokenizer.vocab_size, lm.tokenizer.eos_ids
-        method = compose(lm.model, self.along, options, block=self.block, words=words, eos=eos)
+        vocab_limit, eos = lm.tokenizer.vocab_size, lm.tokenizer.eos_ids
+        method = compose(lm.model, self.along, options, block=self.block, vocab_limit=vocab_limit, eos=eos)
         if not isinstance(method, Canvas):
             raise InputError(f"The calls of {self.along} cannot be recorded: it speculates. Leave freedave out.")
         room = self.ask.max_new_tokens + lm.model.block  # blocks of the model's own are filled to their end
-        if method.select.idles:  # by its steps, not by what it settles
+        if method.select.idles:  # by its steps, not by what it commits
             room = max(room, (-(-room // self.block) + 1) * int(method.select.steps))
         return method.replace(select=Recorder(method.select, reference, self.block, room))
 

@@ -1,4 +1,5 @@
-"""What a model does when it decodes, recorded as training data: its own text, and in which call it settled each token.
+"""What a model does when it decodes, recorded as training data: its own text, and in which call it committed each
+token.
 
 A recording is a folder: `recording.json` says what was asked of which model, and every shard of prompts is one JSONL
 file, written whole or not at all. So a recording that was killed goes on at its first missing shard, and several
@@ -39,7 +40,7 @@ def record(
     method_args: dict[str, Any] | None = None,
     **request: Any,
 ) -> Path:
-    """Decode `prompts` and keep, for each, its token ids, the new ones, and the call that settled each of those.
+    """Decode `prompts` and keep, for each, its token ids, the new ones, and the call that committed each of those.
 
     A string by itself is one prompt. Keyword arguments are those of `lm.Request`; `told(shards done, shards)` is called
     after every shard. Process p of n writes every nth shard. Returns `folder`, when all have written. Raises

@@ -78,8 +78,8 @@ def trace(state: DecodeState, depth: int) -> None:
     at, length, calls = (np.asarray(x) for x in (state.committed_at, state.length, state.calls))
     prompt, stats = np.asarray(state.prompt), jax.tree.map(np.asarray, state.stats)
     for b in range(len(at)):
-        assert (at[b] != OPEN).sum() == length[b], f"row {b}: {(at[b] != OPEN).sum()} settled, length {length[b]}"
-        assert (at[b, : prompt[b]] == 0).all(), f"row {b}: a prompt position is not settled by call 0"
+        assert (at[b] != OPEN).sum() == length[b], f"row {b}: {(at[b] != OPEN).sum()} committed, length {length[b]}"
+        assert (at[b, : prompt[b]] == 0).all(), f"row {b}: a prompt position is not committed by call 0"
         new = at[b, prompt[b] : length[b]]
         assert (np.diff(new) >= 0).all(), f"row {b}: committed_at falls along the row"
         called, each = np.unique(new, return_counts=True)
@@ -218,9 +218,9 @@ def loops(params: PyTree, method: Method, prompt: Prompt, *, by_hand: int = 0) -
     jax.tree.map(np.testing.assert_array_equal, shown[-1], final)
     assert len(shown) == final.calls.max(), f"{len(shown)} snapshots of a decode of {final.calls.max()} turns"
     for turn, now in enumerate(shown, start=1):
-        settled = final.committed_at <= turn
-        assert np.array_equal(now.committed_at != OPEN, settled), f"after turn {turn} other positions are settled"
-        assert np.array_equal(now.tokens[settled], final.tokens[settled]), f"a token of turn {turn} changed later"
+        committed = final.committed_at <= turn
+        assert np.array_equal(now.committed_at != OPEN, committed), f"after turn {turn} other positions are committed"
+        assert np.array_equal(now.tokens[committed], final.tokens[committed]), f"a token of turn {turn} changed later"
     if by_hand:
         state = fresh()
         for _ in range(by_hand):

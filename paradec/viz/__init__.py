@@ -1,4 +1,5 @@
-"""Pictures of a decode: which call settled which token, in a terminal, on a page, in a figure; and of a comparison."""
+"""Pictures of a decode: which call committed which token, in a terminal, on a page, in a figure; and of a
+comparison."""
 
 from paradec.trace import Trace
 from paradec.viz.page import page

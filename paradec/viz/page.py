@@ -14,7 +14,7 @@ from paradec.viz.palette import CALLS, places
 
 
 def page(traces: Iterable[Trace], title: str = "Decode order") -> str:
-    """A page that compares traces side by side: a slider over model calls, the text, and when each token settled.
+    """A page that compares traces side by side: a slider over model calls, the text, and when each token committed.
 
     The page is pure ASCII, so it reads the same whatever encoding it is saved in. `#step=3` in its address opens it
     after call 3; `&pace=call|own|time` and `&colour=call|order` choose how columns keep step and what colours mean.

@@ -25,9 +25,9 @@ def ink(place: int) -> str:
 
 
 def places(trace: Trace) -> dict[int, int]:
-    """For each call that settled something, its place in `CALLS`.
+    """For each call that committed something, its place in `CALLS`.
 
-    Places cycle with the call number. Where tokens settle in any order, far-apart calls can also meet in the text, so
+    Places cycle with the call number. Where tokens commit in any order, far-apart calls can also meet in the text, so
     each call takes the first place of the cycle that clashes least with the calls it follows or touches.
     """
     met = defaultdict(set)

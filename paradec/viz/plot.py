@@ -1,4 +1,4 @@
-"""The trace as a figure: which call settled which position, for notebooks and papers."""
+"""The trace as a figure: which call committed which position, for notebooks and papers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def decode_order(traces: Iterable[Trace], path: str | os.PathLike | None = None)
     for i, trace in enumerate(traces):
         _draw(axes, trace, METHODS[i % len(METHODS)], _MARKERS[i % len(_MARKERS)])
     _label(axes, traces)
-    axes.set(xlabel="position in the generated text", ylabel="model call that settled it")
+    axes.set(xlabel="position in the generated text", ylabel="model call that committed it")
     axes.set_xlim(0, max(1, *(len(t.pieces) for t in traces)) + 0.5)
     axes.set_ylim(0, max(1, *(t.calls for t in traces)) * 1.04)
     axes.spines[["top", "right"]].set_visible(False)
@@ -46,7 +46,7 @@ def decode_order(traces: Iterable[Trace], path: str | os.PathLike | None = None)
 
 
 def _draw(axes: Axes, trace: Trace, colour: str, marker: str) -> None:
-    """A staircase and its points, or the points alone where positions settled out of order."""
+    """A staircase and its points, or the points alone where positions committed out of order."""
     at = [(i + 1, call) for i, call in enumerate(trace.settled) if call != OPEN]
     xs, ys = [x for x, _ in at], [y for _, y in at]
     # Points thin out as they crowd; a line needs none once they would only thicken it.

@@ -24,7 +24,7 @@ for _span in (range(0x80, 0xA0), range(0x202A, 0x202F), range(0x2066, 0x206A), r
 
 
 def render(trace: Trace, console: Console | None = None, width: int | None = None) -> None:
-    """Print one trace: a line of facts, then the text with each token coloured by the call that settled it.
+    """Print one trace: a line of facts, then the text with each token coloured by the call that committed it.
 
     Without colours (NO_COLOR, a pipe, a dumb terminal) neighbouring tokens of one call stand in brackets instead.
     """
@@ -112,7 +112,7 @@ class LiveTrace:
             self._live = None
 
     def update(self, pieces: Iterable[str], settled: Iterable[int], calls: int | None = None) -> None:
-        """Show the whole text so far. `calls` counts calls that settled nothing, too; default is the latest seen."""
+        """Show the whole text so far. `calls` counts calls that committed nothing, too; default is the latest seen."""
         pieces, settled = tuple(pieces), tuple(settled)
         if calls is None:
             calls = max((int(c) for c in settled if c != OPEN), default=0)

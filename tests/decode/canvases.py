@@ -62,7 +62,7 @@ def on_chain(names, options=None, *, seed=1, accuracy=0.7, **rest):
 
 
 def same(a, b, stamps=True):
-    """Both decodes settled the same tokens, and, with `stamps`, in the same calls."""
+    """Both decodes committed the same tokens, and, with `stamps`, in the same calls."""
     for row in range(len(a.length)):
         assert int(a.length[row]) == int(b.length[row]), f"row {row} ends at {a.length[row]} and at {b.length[row]}"
         n = int(a.length[row])
@@ -70,7 +70,7 @@ def same(a, b, stamps=True):
         assert np.array_equal(x, y), f"row {row}: {x} and {y}"
         if stamps:
             x, y = np.asarray(a.committed_at[row, :n]), np.asarray(b.committed_at[row, :n])
-            assert np.array_equal(x, y), f"row {row} settles in calls {x} and {y}"
+            assert np.array_equal(x, y), f"row {row} commits in calls {x} and {y}"
     if stamps:
         assert np.array_equal(a.calls, b.calls), f"calls {a.calls} and {b.calls}"
 

@@ -87,7 +87,7 @@ def factor_rule_as_published(f):
 
 
 def generate(model, prompt, new, block, choose, mask, cache="none"):
-    """Tokens of the answer, and the call that settled each. One row, greedy, semi-autoregressive blocks."""
+    """Tokens of the answer, and the call that committed each. One row, greedy, semi-autoregressive blocks."""
     P, S = len(prompt), len(prompt) + new
     x = np.concatenate([prompt, np.full(new, mask)])
     when, calls = np.zeros(S, int), 0

@@ -1,6 +1,6 @@
 """Published samplers that remember, take back, draw or speculate: slowly, in NumPy, for one row, from their procedures.
 
-Nothing here is shared with the engine. Each returns tokens of the answer, the call that settled each (the last one,
+Nothing here is shared with the engine. Each returns tokens of the answer, the call that committed each (the last one,
 where a token may be taken back), the number of calls, and the rows that these computed.
 """
 
@@ -50,7 +50,7 @@ def klass(run, prompt, new, block, mask, tau, kl, history):
     return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
-def wino(run, prompt, new, block, mask, tau, bar):
+def wino(run, prompt, new, block, mask, tau, tau_remask):
     """WINO as published: one more row for every position of the block, its shadow, judges what stands there."""
     canvas, when, starts = blocks(prompt, new, block, mask)
     calls, place = 0, np.arange(len(canvas))
@@ -62,18 +62,18 @@ def wino(run, prompt, new, block, mask, tau, bar):
             p = softmax(logits)
             top = p.max(-1)
             most = min(max(int(np.float32(todo.sum()) * np.float32(0.7)), 5), 20)
-            settle = [i for i in best_first(top, todo) if top[i] > tau][:most] or best_first(top, todo)[:1]
+            commit = [i for i in best_first(top, todo) if top[i] > tau][:most] or best_first(top, todo)[:1]
             shifted = shadow - shadow.max(-1, keepdims=True)
             law = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
             held = np.where(canvas == mask, 0.0, law[place, np.where(canvas == mask, 0, canvas)])
-            settled = inside & (canvas != mask)
+            committed = inside & (canvas != mask)
             back = []
-            if len(settle) > 1:
-                back = [i for i in best_first(-held, settled) if np.exp(held[i]) < bar]
+            if len(commit) > 1:
+                back = [i for i in best_first(-held, committed) if np.exp(held[i]) < tau_remask]
                 back = back[: last - 1] if len(back) >= last else back
-            canvas[settle], when[settle] = p.argmax(-1)[settle], calls
+            canvas[commit], when[commit] = p.argmax(-1)[commit], calls
             canvas[back] = mask
-            last = len(settle)
+            last = len(commit)
     return canvas[len(prompt) :], when[len(prompt) :], calls, calls * (len(canvas) + block)
 
 
@@ -83,8 +83,8 @@ def quota(run, prompt, new, block, mask, per_call):
     for start in starts:
         while (todo := (canvas == mask) & (place >= start) & (place < start + block)).any():
             p, calls = softmax(without(run(canvas)[0], mask)), calls + 1
-            settle = best_first(p.max(-1), todo)[:per_call]
-            canvas[settle], when[settle] = p.argmax(-1)[settle], calls
+            commit = best_first(p.max(-1), todo)[:per_call]
+            canvas[commit], when[commit] = p.argmax(-1)[commit], calls
     return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
@@ -97,11 +97,11 @@ def prophet(run, prompt, new, block, mask, bars, width):
             logits, calls = without(run(canvas)[0], mask), calls + 1
             p, two = softmax(logits), np.sort(logits, axis=-1)
             made = calls / new
-            bar = bars[0] if made < 0.33 else bars[1] if made < 0.67 else bars[2]
-            settle = best_first(p.max(-1), todo)[:1]
-            if (two[-width:, -1] - two[-width:, -2]).mean() >= bar:
-                settle = np.flatnonzero(canvas == mask)
-            canvas[settle], when[settle] = p.argmax(-1)[settle], calls
+            threshold = bars[0] if made < 0.33 else bars[1] if made < 0.67 else bars[2]
+            commit = best_first(p.max(-1), todo)[:1]
+            if (two[-width:, -1] - two[-width:, -2]).mean() >= threshold:
+                commit = np.flatnonzero(canvas == mask)
+            canvas[commit], when[commit] = p.argmax(-1)[commit], calls
     return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
@@ -114,8 +114,8 @@ def threshold_at(run, prompt, new, block, mask, tau, temperature, noise):
             logits, calls = without(run(canvas)[0], mask), calls + 1
             token = (logits / temperature + noise).argmax(-1)
             own = softmax(logits)[place, token]
-            settle = [i for i in best_first(own, todo) if own[i] >= tau] or best_first(own, todo)[:1]
-            canvas[settle], when[settle] = token[settle], calls
+            commit = [i for i in best_first(own, todo) if own[i] >= tau] or best_first(own, todo)[:1]
+            canvas[commit], when[commit] = token[commit], calls
     return canvas[len(prompt) :], when[len(prompt) :], calls, calls * len(canvas)
 
 
@@ -134,12 +134,12 @@ def freedave_prefix(model, prompt, new, block, mask, tau, drafts):
         if not todo.any():
             return x
         p = softmax(without(logits, mask))
-        settle = [i for i in best_first(p.max(-1), todo) if p.max(-1)[i] >= tau] or best_first(p.max(-1), todo)[:1]
+        commit = [i for i in best_first(p.max(-1), todo) if p.max(-1)[i] >= tau] or best_first(p.max(-1), todo)[:1]
         x = x.copy()
-        x[settle] = p.argmax(-1)[settle]
+        x[commit] = p.argmax(-1)[commit]
         return x
 
-    def settled(new, old):
+    def committed(new, old):
         when[(new != old)] = calls
 
     for start in starts:
@@ -148,7 +148,7 @@ def freedave_prefix(model, prompt, new, block, mask, tau, drafts):
         calls, rows = calls + 1, rows + size
         while True:
             first = after(canvas, reply, start)
-            settled(first, canvas)
+            committed(first, canvas)
             canvas = first
             if not left(canvas):
                 break
@@ -168,6 +168,6 @@ def freedave_prefix(model, prompt, new, block, mask, tau, drafts):
                 true = after(canvas, reply, start)
                 if not left(true) or not np.array_equal(true, guess):
                     break
-                settled(true, canvas)
+                committed(true, canvas)
                 canvas, reply = true, known
     return canvas[len(prompt) :], when[len(prompt) :], calls, rows

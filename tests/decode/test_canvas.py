@@ -23,7 +23,7 @@ CASES = {  # model, decode options
     "block": (dict(block=8), dict(cache="block")),
     "block, shifted": (dict(block=8, shift=True), dict(cache="block")),
     "sub-block, shifted": (dict(block=8, shift=True), dict(cache="sub_block", block=4)),
-    "sub-block, free-running": (dict(block=8), dict(cache="sub_block", block=4, wait=False)),
+    "sub-block, free-running": (dict(block=8), dict(cache="sub_block", block=4, synchronous_blocks=False)),
 }
 
 
@@ -51,7 +51,7 @@ def test_the_trace(case):
         assert (tokens[b, : LIMITS[b]] != MASK).all()
     assert np.asarray(state.done).all() and (np.asarray(state.length) == LIMITS).all()
     each = [np.unique(at[b, LENGTHS[b] : LIMITS[b]], return_counts=True)[1].max() for b in range(len(LENGTHS))]
-    assert max(each) > 1, "no call settled two tokens: the laws on this decode are empty"
+    assert max(each) > 1, "no call committed two tokens: the laws on this decode are empty"
     blocks = (LIMITS - LENGTHS) // (m.region.reach or SLOTS)
     assert (np.asarray(state.calls) > np.maximum(blocks, 1)).all(), "one call a block: nothing stayed open"
 
@@ -82,17 +82,17 @@ def test_stream_is_run():
     final = loop.snapshot(decode(m, params))
     jax.tree.map(np.testing.assert_array_equal, shown[-1], final)
     for now in shown:
-        settled = now.committed_at != OPEN
-        assert np.array_equal(now.tokens[settled], final.tokens[settled])
+        committed = now.committed_at != OPEN
+        assert np.array_equal(now.tokens[committed], final.tokens[committed])
         for b in range(5):
-            assert settled[b, : now.length[b]].all(), "length counts an open position"
+            assert committed[b, : now.length[b]].all(), "length counts an open position"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_blocks_of_one_are_autoregressive_decoding(temperature):
     target, params = denoiser(block=1, shift=True)
     right = decode(speculative(target.base, NoDraft()), params, temperature=temperature)
-    never = next(i for i in range(VOCAB) if i not in np.asarray(right.tokens))  # a canvas does not settle on its mask
+    never = next(i for i in range(VOCAB) if i not in np.asarray(right.tokens))  # a canvas does not commit on its mask
     target = dataclasses.replace(target, mask_id=never)
     for cache in ("none", "block"):
         same(right, decode(compose(target, "quota", cache=cache), params, temperature=temperature))
@@ -103,7 +103,7 @@ def test_the_block_cache_is_exact(layers, options):
     target, params = denoiser(layers, block=8, **options)
     right = decode(compose(target, "threshold", {"tau": 0.4}), params)
     for wait in (True, False):
-        found = decode(compose(target, "threshold", {"tau": 0.4}, cache="block", wait=wait), params)
+        found = decode(compose(target, "threshold", {"tau": 0.4}, cache="block", synchronous_blocks=wait), params)
         same(right, found)
         assert (found.stats.queries < right.stats.queries).all()
     whole = decode(compose(target, "threshold", {"tau": 0.4}, cache="sub_block"), params)
@@ -116,7 +116,9 @@ def test_caches_are_exact_for_one_layer_and_not_for_more(cache, shift):
     for layers, wait in ((1, True), (1, False), (3, True)):
         target, params = denoiser(layers, shift=shift)
         right = decode(compose(target, "threshold", {"tau": 0.4}, block=8), params)
-        found = decode(compose(target, "threshold", {"tau": 0.4}, block=8, cache=cache, wait=wait), params)
+        found = decode(
+            compose(target, "threshold", {"tau": 0.4}, block=8, cache=cache, synchronous_blocks=wait), params
+        )
         if layers == 1:
             same(right, found)
         else:
@@ -147,7 +149,9 @@ def test_rows_wait_only_where_asked():
     target, params = denoiser()
     cost = {}
     for wait in (True, False):
-        state = decode(compose(target, "threshold", {"tau": 0.4}, block=8, cache="dual", wait=wait), params)
+        state = decode(
+            compose(target, "threshold", {"tau": 0.4}, block=8, cache="dual", synchronous_blocks=wait), params
+        )
         cost[wait] = np.asarray(state.stats.queries)
         blocks = -(-(LIMITS - LENGTHS) // 8)
         assert (np.asarray(state.stats.refreshes) == blocks).all(), "one opening call a block"
@@ -160,7 +164,7 @@ def test_waiting_costs_little():
     lengths, ends, spent = np.asarray([8, 1, 5, 3, 6, 2, 4, 7]), np.full(8, SLOTS), {}
     prompt = prompts(lengths=lengths)
     for wait in (True, False):
-        m = compose(target, "threshold", {"tau": 0.4}, block=8, cache="dual", wait=wait)
+        m = compose(target, "threshold", {"tau": 0.4}, block=8, cache="dual", synchronous_blocks=wait)
         spent[wait] = int(decode(m, params, prompt, ends).stats.queries.sum())
     alone = 0
     for row in range(8):
@@ -181,9 +185,9 @@ def test_rows_stop_at_the_first_end_of_text_and_late_is_last():
         assert int(stopped.length[b]) == wanted
         assert np.array_equal(np.asarray(stopped.tokens)[b, :wanted], text[b, :wanted])
     assert (stopped.calls <= free.calls).all() and (stopped.calls < free.calls).any()
-    never = np.asarray(decode(compose(target, "quota", block=8, eos=eos, ends="never"), params).tokens)
+    never = np.asarray(decode(compose(target, "quota", block=8, eos=eos, eos_policy="never"), params).tokens)
     assert not any(np.isin(never[b, LENGTHS[b] : LIMITS[b]], eos).any() for b in range(5))
-    late = decode(compose(target, "quota", block=8, eos=eos, ends="late"), params)
+    late = decode(compose(target, "quota", block=8, eos=eos, eos_policy="late"), params)
     at = np.asarray(late.committed_at)
     for b in range(5):
         for s in range(LENGTHS[b], int(late.length[b])):

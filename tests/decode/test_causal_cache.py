@@ -45,7 +45,10 @@ def begun(m, params, turns):
 
 def truth(m, params, state):
     """One pass over the canvas under a dense mask, and what it says of each row's open block."""
-    at, base = np.arange(SLOTS), np.asarray(state.carry.lo) - (np.asarray(state.carry.lo) - LENGTHS) % BLOCK
+    at, base = (
+        np.arange(SLOTS),
+        np.asarray(state.carry.block_start) - (np.asarray(state.carry.block_start) - LENGTHS) % BLOCK,
+    )
     causal = at[None, None] <= at[None, :, None]
     block = at[None, None] < base[:, None, None] + BLOCK
     see = np.where(at[None, :, None] < base[:, None, None], causal, block)
@@ -60,9 +63,9 @@ def worst(m, params, state, predict):
     want, off = truth(m, params, state), 0.0
     assert acting.any()
     for b in np.flatnonzero(acting):
-        lo = int(state.carry.lo[b])
-        size = BLOCK - (lo - LENGTHS[b]) % BLOCK
-        off = max(off, np.abs(np.asarray(reply.logits[b, :size]) - want[b, lo : lo + size]).max())
+        start = int(state.carry.block_start[b])
+        size = BLOCK - (start - LENGTHS[b]) % BLOCK
+        off = max(off, np.abs(np.asarray(reply.logits[b, :size]) - want[b, start : start + size]).max())
     return off
 
 
@@ -84,7 +87,7 @@ def whole():
 
 @pytest.mark.parametrize("wait", [True, False])
 def test_the_cache_changes_no_token(whole, wait):
-    m, params = method(wait=wait)
+    m, params = method(synchronous_blocks=wait)
     assert isinstance(m.cache, CausalCache), "it is the default of such a model"
     kept = decode(m, params, limit=ENDS, chunk=1)
     same(whole, kept)
@@ -121,7 +124,7 @@ class NeverReadsAgain(CausalCache):
 
     def opening(self, target, state):
         span = super().opening(target, state)
-        return span._replace(new=jnp.where(state.carry.lo > state.prompt, state.carry.lo, span.new))
+        return span._replace(new=jnp.where(state.carry.block_start > state.prompt, state.carry.block_start, span.new))
 
 
 @pytest.mark.parametrize("mutant", [KeepsTheCanvas, NeverReadsAgain])

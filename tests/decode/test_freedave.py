@@ -60,7 +60,7 @@ def test_every_deterministic_rule(names):
 CACHES = {
     "whole": (dict(), dict(block=8)),
     "dual": (dict(), dict(block=8, cache="dual")),
-    "prefix, free-running": (dict(), dict(block=8, cache="prefix", wait=False)),
+    "prefix, free-running": (dict(), dict(block=8, cache="prefix", synchronous_blocks=False)),
     "block, shifted": (dict(block=8, shift=True), dict(cache="block")),
     "sub-block": (dict(block=8), dict(block=4, cache="sub_block")),
 }

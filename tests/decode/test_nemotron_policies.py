@@ -96,8 +96,8 @@ def test_every_canvas_is_that_of_the_published_loop(name, steps):
         assert (calls < new).any() and (calls <= steps * blocks).all()
 
 
-def test_the_last_step_settles_what_the_threshold_left():
-    """Without `max_steps` some block takes longer; so the law above looked at forced settlement."""
+def test_the_last_step_commits_what_the_threshold_left():
+    """Without `max_steps` some block takes longer; so the law above looked at forced commitment."""
     model, params = nemotron(BLOCK)
     prompt = prompts(lengths=LENGTHS)
     free, cut = (

@@ -67,7 +67,7 @@ def test_a_row_alone_is_the_row_in_its_batch(temperature):
             np.testing.assert_array_equal(a[0, :n], b[row, :n])
 
 
-def test_settled_tokens_stay_and_noise_does_not():
+def test_committed_tokens_stay_and_noise_does_not():
     m, params = method()
     how, limit = sampling(len(LENGTHS)), jnp.asarray(LIMITS, jnp.int32)
     state = loop.start(m, params, prompts(), limit, row_keys(0, range(len(LENGTHS))), how, slots=SLOTS, chunk=16)
@@ -76,9 +76,9 @@ def test_settled_tokens_stay_and_noise_does_not():
         before, was = np.asarray(state.tokens), np.asarray(state.committed_at)
         state = loop.run(m, params, state, 1)
         after, now = np.asarray(state.tokens), np.asarray(state.committed_at)
-        settled, open_ = was != OPEN, now == OPEN
-        assert (after[settled] == before[settled]).all() and (now[settled] == was[settled]).all()
-        stayed, changed = stayed + settled.sum(), changed + (after[open_] != before[open_]).mean()
+        committed, open_ = was != OPEN, now == OPEN
+        assert (after[committed] == before[committed]).all() and (now[committed] == was[committed]).all()
+        stayed, changed = stayed + committed.sum(), changed + (after[open_] != before[open_]).mean()
     assert stayed > LENGTHS.sum() and changed / 4 > 0.9
 
 

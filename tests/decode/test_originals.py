@@ -1,4 +1,4 @@
-"""Our decodes take the path of the published procedures: the same tokens, settled in the same calls."""
+"""Our decodes take the path of the published procedures: the same tokens, committed in the same calls."""
 
 import numpy as np
 import pytest

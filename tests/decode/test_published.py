@@ -1,5 +1,5 @@
 """KLASS, WINO, FreeDave under a prefix cache and drawn tokens take the path of the published procedures, on smooth and
-on sharp logits: the same tokens, settled in the same calls, as many calls and as many rows."""
+on sharp logits: the same tokens, committed in the same calls, as many calls and as many rows."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +43,7 @@ RULES = {
         {"tau": 0.5, "kl": 0.3, "history": 3},
         lambda *a: numpy_published.klass(*a, tau=0.5, kl=0.3, history=3),
     ),
-    "wino": ({"tau": 0.6, "bar": 0.9}, lambda *a: numpy_published.wino(*a, tau=0.6, bar=0.9)),
+    "wino": ({"tau": 0.6, "tau_remask": 0.9}, lambda *a: numpy_published.wino(*a, tau=0.6, tau_remask=0.9)),
     "quota": ({"per_call": 2}, lambda *a: numpy_published.quota(*a, per_call=2)),
     "prophet": (
         {"early": 20.0, "mid": 8.0, "late": 2.0},
@@ -120,7 +120,9 @@ def test_a_constant_law_is_known_to_be_calm_when_its_block_opens():
 
 def test_greedy_positions_are_judged_by_the_model_s_own_law_also_after_temperature():
     table, prompt, keys = draw(0, SLOTS, V, **SHARPNESS["smooth"]), prompts(0), row_keys(0, range(len(LENGTHS)))
-    ways = [compose(MODEL, "threshold", {"tau": 0.6}, block=BLOCK, tempered=tempered) for tempered in (False, True)]
+    ways = [
+        compose(MODEL, "threshold", {"tau": 0.6}, block=BLOCK, temper_confidence=tempered) for tempered in (False, True)
+    ]
     greedy, tempered = (decode(method, table, prompt, keys) for method in ways)
     assert np.array_equal(greedy.committed_at, tempered.committed_at)
     drawn = [decode(method, table, prompt, keys, temperature=0.5).calls.tolist() for method in ways]

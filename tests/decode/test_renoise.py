@@ -103,7 +103,7 @@ def test_texts_and_calls_of_the_loop_written_out(changes):
         assert state.tokens[b, : len(text)].tolist() == text and int(state.length[b]) == len(text)
         assert int(state.calls[b]) == sum(calls)
         at = state.committed_at[b, LENGTHS[b] : len(text)]
-        assert at.tolist() == np.repeat(np.cumsum(calls), BLOCK).tolist(), "blocks are settled whole"
+        assert at.tolist() == np.repeat(np.cumsum(calls), BLOCK).tolist(), "blocks are committed whole"
         stops += calls
     assert len(set(stops)) > 1 and min(stops) < RULE["steps"], "some blocks stopped early: the rule was tried"
 
@@ -119,10 +119,10 @@ def test_every_canvas_of_the_loop_written_out():
     ]
     changed = np.zeros((rows, SLOTS), int)
     while not loop.finished(state):
-        before, lo, calls = np.asarray(state.tokens), np.asarray(state.carry.lo), np.asarray(state.calls)
-        assert (np.asarray(state.committed_at)[np.arange(SLOTS)[None] >= lo[:, None]] == OPEN).all()
+        before, start, calls = np.asarray(state.tokens), np.asarray(state.carry.block_start), np.asarray(state.calls)
+        assert (np.asarray(state.committed_at)[np.arange(SLOTS)[None] >= start[:, None]] == OPEN).all()
         for b in np.flatnonzero(~np.asarray(state.done)):
-            assert before[b, lo[b] : lo[b] + BLOCK].tolist() == wanted[b][calls[b]].tolist()
+            assert before[b, start[b] : start[b] + BLOCK].tolist() == wanted[b][calls[b]].tolist()
         state = loop.run(m, params, state, 1)
         still = np.asarray(state.committed_at) == OPEN
         changed += still & (np.asarray(state.tokens) != before)
@@ -143,7 +143,7 @@ def test_the_cache_changes_nothing():
     m, _ = method()
     assert isinstance(m.cache, CausalCache)
     same(together(), decoded(cache="none"))
-    same(together(), decoded(wait=False))
+    same(together(), decoded(synchronous_blocks=False))
 
 
 def test_half_of_the_digits():

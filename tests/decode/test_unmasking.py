@@ -39,7 +39,8 @@ def seen(confidence, open_=None, vocab=5, tokens=None, **changes):
     view = View(
         logits=jnp.log(law), law=jnp.log(law), position=jnp.arange(W, dtype=jnp.int32)[None], token=top, confidence=c,
         open=is_open,
-        current=jnp.zeros((1, W), jnp.int32), inside=jnp.ones((1, W), bool), lo=one(0), hi=one(W), prompt=one(0),
+        current=jnp.zeros((1, W), jnp.int32), inside=jnp.ones((1, W), bool), block_start=one(0), block_end=one(W),
+        prompt=one(0),
         limit=one(W), turn=one(0), fresh=jnp.asarray([True]), key=jax.random.split(jax.random.key(0), 1),
     )  # fmt: skip
     return view.replace(**changes)
@@ -76,7 +77,7 @@ def test_the_worst_shadow_is_told_where_probabilities_are_zero():
     view = seen([0.99] * 8, [0, 0, 0, 0, 1, 1, 1, 1])
     shadow = jnp.zeros((1, 8, 5)).at[0, :4, 0].set(jnp.asarray([-200.0, -300.0, -250.0, -150.0]))
     view = view.replace(shadow=shadow, fresh=jnp.asarray([False]))
-    assert np.flatnonzero(np.asarray(Wino.of()(view, jnp.asarray([2])).reopen)[0]).tolist() == [1]
+    assert np.flatnonzero(np.asarray(Wino.of()(view, jnp.asarray([2])).remask)[0]).tolist() == [1]
 
 
 def test_thresholds():
@@ -93,7 +94,7 @@ def test_quota_spreads_a_block_over_its_steps():
         now = view.replace(open=jnp.asarray(left)[None], fresh=jnp.asarray([step == 0]))
         choice = rule(now, carry)
         taken = np.asarray(choice.accept)[0]
-        assert sorted(-np.float32(C)[taken]) == sorted(-np.float32(C)[left])[: taken.sum()], "not the surest"
+        assert sorted(-np.float32(C)[taken]) == sorted(-np.float32(C)[left])[: taken.sum()], "not the most confident"
         left, carry = left & ~taken, choice.carry
         counts.append(int(taken.sum()))
     assert counts == [3, 3, 2] and not left.any()
@@ -106,7 +107,7 @@ def test_quota_spreads_a_block_over_its_steps():
 
 
 def steps_of(rule, view):
-    """How many positions of each row each call settles, until none is open."""
+    """How many positions of each row each call commits, until none is open."""
     carry, left, counts = rule.init(*view.open.shape, 5), np.asarray(view.open), []
     while left.any():
         now = view.replace(
@@ -137,20 +138,20 @@ def test_the_time_grid_cuts_shares_to_integers():
             TimeGrid.of(2, "probability", heat=heat), seen(C).replace(key=jax.random.split(jax.random.key(seed), 1))
         )
     )
-    assert taken(0.0, 0) == taken(1e-6, 1) == (0, 2, 7), "the surest, and so they stay when hardly heated"
+    assert taken(0.0, 0) == taken(1e-6, 1) == (0, 2, 7), "the most confident, and so they stay when hardly heated"
     assert len({taken(1e6, seed) for seed in range(12)}) > 6
 
 
-def test_origin_settles_each_mask_on_its_own():
+def test_origin_commits_each_mask_on_its_own():
     rows, steps = 3000, 5
     one = seen(C)
     view = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), one.replace(key=None))
     counts = steps_of(TimeGrid.of(steps), view.replace(key=jax.random.split(jax.random.key(3), rows)))
     assert len(counts) == steps and (counts.sum(0) == 8).all()
     share = 0.999 / steps
-    for settled in counts[:-1]:
-        assert abs(settled.mean() - 8 * share) < 4 * np.sqrt(8 * share * (1 - share) / rows)
-        assert abs(settled.var() / (8 * share * (1 - share)) - 1) < 0.12, "positions are not independent"
+    for committed in counts[:-1]:
+        assert abs(committed.mean() - 8 * share) < 4 * np.sqrt(8 * share * (1 - share) / rows)
+        assert abs(committed.var() / (8 * share * (1 - share)) - 1) < 0.12, "positions are not independent"
     assert (counts[0] == 0).any(), "no call idles"
 
 
@@ -184,25 +185,25 @@ def test_local_leap_reaches_from_open_anchors_only():
     assert accepted(LocalLeap.of(0.9, 0.75, 3), seen(c, [1, 1, 0, 1, 1, 1, 1, 1])) == []
 
 
-def calls_until_settled(p, alpha=0.7, gamma=0.2, beta=0.8, bar=0.9, most=60):
+def calls_until_committed(p, alpha=0.7, gamma=0.2, beta=0.8, threshold=0.9, most=60):
     rule, view = Credit.of(alpha, gamma, beta), seen([p], vocab=2)
     carry = rule.init(1, 1, 2)
     for call in range(1, most + 1):
         logits, carry = rule(view.replace(fresh=jnp.asarray([call == 1])), carry)
-        if float(jax.nn.softmax(logits)[0, 0, 0]) >= bar:
+        if float(jax.nn.softmax(logits)[0, 0, 0]) >= threshold:
             return call
     return None
 
 
 def test_credit_passes_the_bar_when_its_closed_form_says():
-    assert [calls_until_settled(p) for p in (0.849, 0.80, 0.75, 0.73)] == [1, 3, 8, 17]
-    assert calls_until_settled(0.7265) is None and calls_until_settled(0.7275) is not None
+    assert [calls_until_committed(p) for p in (0.849, 0.80, 0.75, 0.73)] == [1, 3, 8, 17]
+    assert calls_until_committed(0.7265) is None and calls_until_committed(0.7275) is not None
     for p in (0.6, 0.8):  # the odds of a token with credit C grow by (1 + C) ** alpha
         logits, credit = Credit.of()(seen([p], vocab=2), jnp.zeros((1, 1, 2)))
         odds = np.exp(float(logits[0, 0, 0] - logits[0, 0, 1]))
         np.testing.assert_allclose(odds, p / (1 - p) * (1 + p**0.2) ** 0.7, rtol=1e-4)
     _, credit = Credit.of()(seen([0.8, 0.8], [1, 0]), jnp.zeros((1, 2, 5)))
-    assert float(credit[0, 0, 0]) > 0 and not np.asarray(credit[0, 1]).any(), "a settled position gained credit"
+    assert float(credit[0, 0, 0]) > 0 and not np.asarray(credit[0, 1]).any(), "a committed position gained credit"
 
 
 def test_hierarchical_takes_one_of_every_gap():
@@ -221,20 +222,20 @@ def test_klass_wants_two_calm_calls():
     assert found == [[], [], [0, 2, 7], [], [], [0, 5, 7]]
 
 
-def test_ada_block_ends_behind_the_surest_delimiter():
+def test_ada_block_ends_behind_the_most_confident_delimiter():
     tokens = [0, 3, 0, 0, 3, 0, 3, 0]
     view = seen([0.9, 0.5, 0.9, 0.9, 0.8, 0.9, 0.95, 0.9], tokens=tokens)
     region = lambda **changes: int(AdaBlock.of(**({"delimiter": [3], "size": 4, "ahead": 6} | changes))(view)[0])
     assert region() == 5 and region(ahead=8) == 7 and region(tau=0.85) == 4 and region(ahead=1) == 4
-    settled = view.replace(open=view.open.at[0, 4].set(False))
-    assert int(AdaBlock.of([3], size=4, ahead=6)(settled)[0]) == 2
+    committed = view.replace(open=view.open.at[0, 4].set(False))
+    assert int(AdaBlock.of([3], size=4, ahead=6)(committed)[0]) == 2
 
 
 def test_prophet_reads_the_gap_over_the_answer():
     view = seen([0.5] * 6 + [0.99, 0.99], vocab=2)
     gap = np.log(0.99 / 0.01)
-    for bar, width, wanted in ((gap, 2, True), (gap, 3, False), (gap / 2, 4, True), (gap / 2, 5, False)):
-        assert bool(Prophet.of(bar - 0.01, 99, 99, answer=-width, width=width)(view)[0]) == wanted
+    for threshold, width, wanted in ((gap, 2, True), (gap, 3, False), (gap / 2, 4, True), (gap / 2, 5, False)):
+        assert bool(Prophet.of(threshold - 0.01, 99, 99, answer=-width, width=width)(view)[0]) == wanted
     late, patient = view.replace(turn=jnp.asarray([6])), Prophet.of(99, 99, 1.0, answer=6, width=2)
     assert bool(patient(late)[0]) and not patient(view)[0]
 
@@ -243,11 +244,11 @@ def test_wino_takes_back_what_a_shadow_doubts():
     view = seen(C, [0, 0, 0, 1, 1, 1, 1, 1])
     law = jnp.full((1, 8, 5), 0.02).at[:, :, 0].set(0.92).at[0, 1, 0].set(0.3).at[0, 2, 0].set(0.5)
     view = view.replace(shadow=jnp.log(law / law.sum(-1, keepdims=True)), fresh=jnp.asarray([False]))
-    reopened = lambda last: np.flatnonzero(np.asarray(Wino.of()(view, jnp.asarray([last])).reopen)[0]).tolist()
+    reopened = lambda last: np.flatnonzero(np.asarray(Wino.of()(view, jnp.asarray([last])).remask)[0]).tolist()
     assert reopened(5) == [1, 2] and reopened(2) == [1] and reopened(1) == []
     assert accepted(Wino.of(most=2), view, jnp.asarray([5])) == [6, 7]
     single = view.replace(open=jnp.asarray([[0, 0, 0, 1, 0, 0, 0, 0]], bool))
-    assert not Wino.of()(single, jnp.asarray([5])).reopen.any(), "a call that settles one takes something back"
+    assert not Wino.of()(single, jnp.asarray([5])).remask.any(), "a call that commits one takes something back"
 
 
 def test_end_of_text_cuts_where_it_is_predicted():
@@ -271,11 +272,11 @@ FIXED = {"delimiter": (3,), "ada_block.tau": 2.0, "size": 8, "ahead": 12}
 # Limits: the same decode under another name. Every line is (names, options) twice.
 SAME = {
     "local_leap of radius 0": (("local_leap", {"radius": 0}), ("threshold", {})),
-    "local_leap of one bar": (("local_leap", {"tau": 0.9}), ("threshold", {})),
+    "local_leap of one threshold": (("local_leap", {"tau": 0.9}), ("threshold", {})),
     "credit of 0": (("credit+threshold", {"alpha": 0.0}), ("threshold", {})),
     "ada_block without delimiters sure enough": (("ada_block+threshold", FIXED), ("threshold", {})),
     "prophet that never knows": (("prophet+threshold", dict(early=1e9, mid=1e9, late=1e9)), ("threshold", {})),
-    "hierarchical without a low bar": (("hierarchical", {"low": 2.0}), ("threshold", {"strict": True})),
+    "hierarchical without a low threshold": (("hierarchical", {"low": 2.0}), ("threshold", {"strict": True})),
     "threshold above 1": (("threshold", {"tau": 2.0}), ("quota", {})),
     "factor below 0": (("factor", {"f": -1.0}), ("quota", {})),
     "local_leap above 1": (("local_leap", {"kappa": 2.0}), ("quota", {})),
@@ -332,11 +333,11 @@ def test_the_oracle_returns_the_reference():
 
 def test_wino_ends_and_counts_what_it_takes_back():
     target, params = denoiser()
-    state = decode(compose(target, "wino", {"tau": 0.3, "bar": 0.6}, block=16), params)
+    state = decode(compose(target, "wino", {"tau": 0.3, "tau_remask": 0.6}, block=16), params)
     assert np.asarray(state.done).all() and int(state.carry.revised.sum()) > 3
     assert (np.asarray(state.calls) <= LIMITS - LENGTHS).all()
     assert (np.asarray(state.stats.queries) == np.asarray(state.calls) * (48 + 16)).all(), "shadow rows are rows"
-    none = decode(compose(target, "wino", {"tau": 0.3, "bar": 0.0}, block=16), params)
+    none = decode(compose(target, "wino", {"tau": 0.3, "tau_remask": 0.0}, block=16), params)
     assert int(none.carry.revised.sum()) == 0
 
 
@@ -371,7 +372,7 @@ BAD = {
     "no number": (("local_leap", {"kappa": float("nan")}, {}), "kappa is a confidence"),
     "no steps": (("time_grid", {"steps": 0}, {}), "time_grid wants steps >= 1"),
     "a quota of nothing": (("quota", {"per_call": 0}, {}), "per_call is 1 or more"),
-    "a mode of ending": (("quota", {}, {"ends": "soon"}), "ends is free, late or never"),
+    "a mode of ending": (("quota", {}, {"eos_policy": "soon"}), "eos_policy is free, late or never"),
 }  # fmt: skip
 
 

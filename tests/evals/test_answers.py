@@ -31,7 +31,7 @@ def model(source, seed=0):
 def test_rows_of_different_lengths_are_filled_and_counted():
     source = Lists(rows=30, seed=3)
     target, weights = model(source)
-    answers = ask(compose(target, "quota", words=source.symbols), weights, source)
+    answers = ask(compose(target, "quota", vocab_limit=source.symbols), weights, source)
     lengths = np.asarray([int(source[i]["learn"].sum()) for i in range(len(source))])
     assert len(set(lengths.tolist())) == 3, "no ragged batch"
     assert (answers.tokens == lengths).all() and (answers.calls == lengths).all()
@@ -52,12 +52,14 @@ def test_the_oracle_of_the_right_answers_is_right_in_fewer_calls():
     for i in range(8):
         reference[i, : len(source[i]["token"])] = source[i]["token"]
     answers = ask(
-        compose(target, "oracle", {"reference": jnp.asarray(reference)}, words=source.symbols), weights, source
+        compose(target, "oracle", {"reference": jnp.asarray(reference)}, vocab_limit=source.symbols), weights, source
     )
     assert answers.accuracy == 1.0 and answers.tokens_per_call >= 1.0
     damaged = reference.copy()
     damaged[:, source.prompt] = (damaged[:, source.prompt] + 1) % source.symbols
-    wrong = ask(compose(target, "oracle", {"reference": jnp.asarray(damaged)}, words=source.symbols), weights, source)
+    wrong = ask(
+        compose(target, "oracle", {"reference": jnp.asarray(damaged)}, vocab_limit=source.symbols), weights, source
+    )
     assert wrong.accuracy < 0.5 and wrong.agreement(answers) == 0.0 and answers.agreement(answers) == 1.0
 
 
@@ -67,7 +69,7 @@ def test_tokens_behind_the_end_are_not_counted():
     reference = np.stack([source[i]["token"] for i in range(6)]).astype(np.int32)
     slots = -(-source.length // 16) * 16
     reference = np.pad(reference, ((0, 0), (0, slots - source.length)))
-    method = compose(target, "oracle", {"reference": jnp.asarray(reference)}, words=source.mask_id)
+    method = compose(target, "oracle", {"reference": jnp.asarray(reference)}, vocab_limit=source.mask_id)
     answers = ask(method, weights, source, eos=(source.eos,))
     assert answers.accuracy == 1.0
     assert answers.tokens.tolist() == [len(source.solved(row)) + 1 for row in reference]

@@ -34,7 +34,7 @@ def test_drift_is_what_approximation_costs(layers, block, cache, exact):
         assert found.largest < 1e-3 and found.same == 1.0
     else:
         assert found.largest > 0.1 and 0.3 < found.same < 1.0 and 0 < found.mean < found.largest
-    assert found.positions > (LIMITS - LENGTHS).sum(), "fewer positions were compared than were settled"
+    assert found.positions > (LIMITS - LENGTHS).sum(), "fewer positions were compared than were committed"
 
 
 def test_drift_follows_the_uncached_decode():

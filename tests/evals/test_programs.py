@@ -52,9 +52,7 @@ def test_every_part_that_selects_is_swept():
     swept = {name for names, _ in SWEEPS.values() for name in names.split("+")}
     fitted = {"oracle", "learned_filter", "ada_block", "end_of_text", "renoise"}  # the last: of models without a mask
     rules = {row.name for row in SYSTEMS.values() if row.slot not in ("draft", "accept")}
-    assert rules - swept - fitted == {"time_grid"}, (
-        "Dream's grid settles as many as it says: quota in another guise"
-    )
+    assert rules - swept - fitted == {"time_grid"}, "Dream's grid commits as many as it says: quota in another guise"
 
 
 def test_hidden_markov_counts_calls():

@@ -134,7 +134,7 @@ def test_a_recording_goes_on_and_refuses_another(lm, folder, tmp_path):
     ("names", "options"),
     [
         ("threshold+end_of_text", {"threshold.tau": 0.3, "end_of_text.tau": 0.5}),  # the window is the whole canvas
-        ("time_grid", {"steps": 3 * BLOCK, "score": "probability"}),  # calls that settle nothing
+        ("time_grid", {"steps": 3 * BLOCK, "score": "probability"}),  # calls that commit nothing
     ],
 )
 def test_the_rule_that_is_watched_decides_as_if_alone(lm, names, options):
@@ -178,7 +178,8 @@ def test_batches_go_on_where_they_were(folder):
 
 
 def batch_of(rows=64, seed=0):
-    """A position is final where its own and its left neighbour's confidence are above a half: no one bar says that."""
+    """A position is final where its own and its left neighbour's confidence are above a half: no one threshold says
+    that."""
     rng = np.random.default_rng(seed)
     confidence = rng.random((rows, 8)).astype(np.float32)
     final = (confidence > 0.5) & (np.roll(confidence, 1, axis=1) > 0.5)
@@ -188,7 +189,7 @@ def batch_of(rows=64, seed=0):
 def test_the_loss_is_that_of_the_formula():
     network, batch = ConfidenceFilter(8, 5), batch_of()
     weights = jax.tree.map(lambda x: x * 3, params.init(network.specs(), jax.random.key(1)))
-    got = FilterLoss(network, wrong=2.5, bar=0.6)(weights, None, batch, jax.random.key(0))
+    got = FilterLoss(network, wrong=2.5, threshold=0.6)(weights, None, batch, jax.random.key(0))
     confidence, final, open_ = map(np.asarray, (batch.confidence, batch.final, batch.open))
     total, count, hits = 0.0, 0, {"passed": 0, "final": 0, "both": 0}
     for b, i in zip(*np.nonzero(open_), strict=True):
@@ -204,7 +205,7 @@ def test_the_loss_is_that_of_the_formula():
     shares = {"passed": hits["passed"] / count, "precision": hits["both"] / hits["passed"]}
     for name, share in (shares | {"recall": hits["both"] / hits["final"]}).items():
         np.testing.assert_allclose(got.means()[name], share, rtol=1e-5)
-    shown = batch.replace(final=batch.final ^ ~batch.open)  # what is settled is not learned
+    shown = batch.replace(final=batch.final ^ ~batch.open)  # what is committed is not learned
     again = FilterLoss(network, 2.5, 0.6)(weights, None, shown, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, again, got)
 
@@ -217,7 +218,7 @@ def test_a_filter_learns_what_no_bar_can_say():
     said = verdicts(network, state.trainable, batch_of(512, seed=1))
     constant = max(said.final.mean(), 1 - said.final.mean())
     assert constant < 0.8 and said.accuracy(by_threshold=True) < 0.85 and said.accuracy() > 0.95
-    assert said.at(0.96)["precision"] > 0.98 > said.of_threshold(0.9)["precision"] + 0.3
+    assert said.at(0.96)["precision"] > 0.98 > said.of_confidence(0.9)["precision"] + 0.3
     assert metrics["precision"] > 0.98 and metrics["recall"] > 0.6
 
 
@@ -225,7 +226,7 @@ def test_verdicts_count():
     said = Verdicts(np.asarray([0.9, 0.9, 0.2, 0.7]), np.asarray([0.5] * 4), np.asarray([True, False, False, True]))
     assert said.at(0.8) == {"passed": 0.5, "precision": 0.5, "recall": 0.5}
     assert said.at(0.95) == {"passed": 0.0, "precision": 1.0, "recall": 0.0}
-    assert said.of_threshold(0.5) == {"passed": 1.0, "precision": 0.5, "recall": 1.0}
+    assert said.of_confidence(0.5) == {"passed": 1.0, "precision": 0.5, "recall": 1.0}
     assert said.accuracy() == 0.75 and said.accuracy(by_threshold=True) == 0.5  # equal scores pass together or not
 
 

@@ -29,14 +29,14 @@ def test_markov_posteriors_are_those_of_the_enumerated_law(parallel):
     token = np.asarray([[V, 2, V, V, 1], [V, V, V, V, V]])
     found = np.asarray(jax.jit(model.marginals)(drawn, jnp.asarray(token)))
     for b in range(2):
-        # A settled token replaces the evidence of its place.
+        # A committed token replaces the evidence of its place.
         known = token[b] != V
         evidence = np.where(known[:, None], 1.0, np.asarray(drawn.evidence[b], np.float64))
         texts, p = enumerated(np.asarray(drawn.start, np.float64), np.asarray(drawn.transition, np.float64), evidence)
         fits = (texts[:, known] == token[b][known]).all(1)
         np.testing.assert_allclose(found[b], marginals(texts[fits], p[fits], V), atol=2e-6)
     unlike = found[0] - found[1]
-    assert np.abs(unlike).max() > 0.05, "what is settled changes nothing"
+    assert np.abs(unlike).max() > 0.05, "what is committed changes nothing"
 
 
 def test_both_ways_of_passing_messages_agree_on_long_text():

@@ -178,7 +178,7 @@ def test_a_whole_generation(decodes: Any, bound: float) -> None:
         before = state
         state = loop.run(method, {"target": weights}, jax.tree.map(jnp.copy, before), 1)
         for b in np.flatnonzero(np.asarray(state.calls) > np.asarray(before.calls)):
-            lo = int(before.carry.lo[b])
+            lo = int(before.carry.block_start[b])
             shown[b].append(before.tokens[b, lo : lo + BLOCK].tolist())
     for b, (text, canvases) in enumerate(wanted):
         assert shown[b] == canvases, "the canvas of every call, and so the call in which each block ends"

@@ -14,7 +14,7 @@ NASTY += ["🎉", "日本", "\ud83d", "e\u0301"]
 
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
-    """Any trace: prefix or canvas order, with or without open positions, calls that settle nothing, times and facts."""
+    """Any trace: prefix or canvas order, with or without open positions, calls that commit nothing, times and facts."""
     pieces = draw(st.lists(st.sampled_from(NASTY) | st.text(max_size=6), max_size=24))
     calls = draw(st.integers(1, 12))
     call = st.integers(1, calls) | (st.just(int(OPEN)) if draw(st.booleans()) else st.nothing())

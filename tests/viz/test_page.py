@@ -1,4 +1,4 @@
-"""The page is one safe file, and in a real browser its slider shows exactly what each call had settled."""
+"""The page is one safe file, and in a real browser its slider shows exactly what each call had committed."""
 
 import html.parser
 import itertools
@@ -113,7 +113,7 @@ def browse(tmp_path):
 
 @pytest.fixture
 def pair(trace) -> list[Trace]:
-    """Six tokens one by one, next to the same six in an order of their own, one of them never settled."""
+    """Six tokens one by one, next to the same six in an order of their own, one of them never committed."""
     order = (3, 1, 1, 2, int(OPEN), 3)
     slow = Trace("ar", trace.prompt, trace.pieces, (1, 2, 3, 4, 5, 6), calls=6, seconds=4.0, exact=True)
     return [slow, Trace("threshold", trace.prompt, trace.pieces, order, calls=3, seconds=1.0, exact=False)]
@@ -122,7 +122,7 @@ def pair(trace) -> list[Trace]:
 @pytest.mark.browser
 @browser_only
 class TestInABrowser:
-    def test_a_step_shows_what_was_settled(self, browse, pair):
+    def test_a_step_shows_what_was_committed(self, browse, pair):
         dom = browse(pair, "#step=2")
         assert dom.shown(0) == ["The", " quick"]
         assert dom.shown(1) == [" quick", " brown", " fox"], "in any order"

@@ -1,4 +1,4 @@
-"""The figure draws every settled token of every method."""
+"""The figure draws every committed token of every method."""
 
 import itertools
 

@@ -88,7 +88,7 @@ def test_nothing_reaches_the_terminal_as_a_command(trace: Trace, terminal: bool)
 
 @settings(deadline=None)  # the machine may be busy
 @given(...)
-def test_every_settled_character_is_there(trace: Trace):
+def test_every_committed_character_is_there(trace: Trace):
     for colour in (True, False):
         plain = text(trace, colour=colour).plain
         for character in trace.text:

@@ -22,10 +22,8 @@ class NoDraft(ChainDrafter):
         return chain(state, jnp.zeros((state.tokens.shape[0], 0), jnp.int32)), None
 
 
-SYSTEMS = (
-    System(
-        name="ar", title="Plain autoregressive decoding", slot="draft", family="baseline", make=NoDraft,
-        exact_to=ExactTo("ar", "ar"), laws=EXACT,
-        cost="One call of one row for every token.", proof="pytest tests/decode/test_laws.py -k ar",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="ar", title="Plain autoregressive decoding", slot="draft", family="baseline", make=NoDraft,
+    exact_to=ExactTo("ar", "ar"), laws=EXACT,
+    cost="One call of one row for every token.", proof="pytest tests/decode/test_laws.py -k ar",
+),)  # fmt: skip

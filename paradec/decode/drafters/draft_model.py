@@ -137,15 +137,11 @@ class DraftModel(ChainDrafter):
         return self.model.commit(state.carry, delta, None, verdict.count)
 
 
-SYSTEMS = (
-    System(
-        name="draft_model", title="Speculative decoding", slot="draft", arxiv="2211.17192", family="draft model",
-        make=DraftModel.of, needs=("target", "draft", "accept"), exact_to=ExactTo("ar", "ar"), laws=EXACT,
-        meanings={
-            "num_draft": "tokens drafted a call",
-            "shared_noise": "draw with the target's own noise; unset: unless the accept rule asks for the draft's law",
-        },
-        cost="A call is num_draft + 1 rows wide, and num_draft calls of the draft model come before it.",
-        proof="pytest tests/decode/test_drafters.py -k draft",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="draft_model", title="Speculative decoding", slot="draft", arxiv="2211.17192", family="draft model",
+    make=DraftModel.of, needs=("target", "draft", "accept"), exact_to=ExactTo("ar", "ar"), laws=EXACT,
+    meanings={"num_draft": "tokens drafted a call",
+        "shared_noise": "draw with the target's own noise; unset: unless the accept rule asks for the draft's law"},
+    cost="A call is num_draft + 1 rows wide, and num_draft calls of the draft model come before it.",
+    proof="pytest tests/decode/test_drafters.py -k draft",
+),)  # fmt: skip

@@ -61,12 +61,10 @@ class Jacobi(ChainDrafter):
         return window, filled | moved
 
 
-SYSTEMS = (
-    System(
-        name="jacobi", title="Jacobi decoding", slot="draft", arxiv="2305.10427", family="fixed point", make=Jacobi,
-        exact_to=ExactTo("ar", "ar"), laws=EXACT,
-        meanings={"window": "guesses that a call corrects at once"},
-        cost="A call is window + 1 rows wide; no weights of its own.",
-        proof="pytest tests/decode/test_drafters.py -k jacobi",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="jacobi", title="Jacobi decoding", slot="draft", arxiv="2305.10427", family="fixed point", make=Jacobi,
+    exact_to=ExactTo("ar", "ar"), laws=EXACT,
+    meanings={"window": "guesses that a call corrects at once"},
+    cost="A call is window + 1 rows wide; no weights of its own.",
+    proof="pytest tests/decode/test_drafters.py -k jacobi",
+),)  # fmt: skip

@@ -83,13 +83,11 @@ class LinearSpeculation(ChainDrafter):
         return argmax(out.logits)
 
 
-SYSTEMS = (
-    System(
-        name="linear_speculation", title="Linear self-speculation (Nemotron-Labs-Diffusion)", slot="draft",
-        family="self-speculation", make=LinearSpeculation.of, needs=("target",), exact_to=ExactTo("ar", "ar"),
-        laws=EXACT,
-        meanings={"block": "length of the block, the last token included; 0: the model's own"},
-        cost="Two calls of `block` rows a step, both of the target.",
-        proof="pytest tests/decode/test_linear_speculation.py",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="linear_speculation", title="Linear self-speculation (Nemotron-Labs-Diffusion)", slot="draft",
+    family="self-speculation", make=LinearSpeculation.of, needs=("target",), exact_to=ExactTo("ar", "ar"),
+    laws=EXACT,
+    meanings={"block": "length of the block, the last token included; 0: the model's own"},
+    cost="Two calls of `block` rows a step, both of the target.",
+    proof="pytest tests/decode/test_linear_speculation.py",
+),)  # fmt: skip

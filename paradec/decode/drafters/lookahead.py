@@ -153,16 +153,12 @@ def _remember(
     return lax.fori_loop(0, grams.shape[1], add, (pool, age))
 
 
-SYSTEMS = (
-    System(
-        name="lookahead", title="Lookahead decoding", slot="draft", arxiv="2402.02057", family="fixed point",
-        make=Lookahead, exact_to=ExactTo("ar", "ar"), laws=EXACT,
-        meanings={
-            "ngram": "length of the n-grams, at least 3; ngram - 1 iterates are kept",
-            "window": "positions of an iterate", "guesses": "n-grams verified a call",
-            "pool": "n-grams that a row remembers",
-        },
-        cost="A call is (ngram - 1) (window + guesses) rows wide; no weights of its own.",
-        proof="pytest tests/decode/test_drafters.py -k lookahead",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="lookahead", title="Lookahead decoding", slot="draft", arxiv="2402.02057", family="fixed point",
+    make=Lookahead, exact_to=ExactTo("ar", "ar"), laws=EXACT,
+    meanings={"ngram": "length of the n-grams, at least 3; ngram - 1 iterates are kept",
+        "window": "positions of an iterate", "guesses": "n-grams verified a call",
+        "pool": "n-grams that a row remembers"},
+    cost="A call is (ngram - 1) (window + guesses) rows wide; no weights of its own.",
+    proof="pytest tests/decode/test_drafters.py -k lookahead",
+),)  # fmt: skip

@@ -108,12 +108,10 @@ class Medusa(Drafter):
         return best if short is None else short.token[best]
 
 
-SYSTEMS = (
-    System(
-        name="medusa", title="Medusa heads", slot="draft", arxiv="2401.10774", family="heads", make=Medusa.of,
-        needs=("target", "heads"), exact_to=ExactTo("ar", "ar"), laws=EXACT,
-        meanings={"num_draft": "nodes of the tree, best first, besides its root"},
-        cost="A call is num_draft + 1 rows wide, and the heads read one hidden state a row.",
-        proof="pytest tests/decode/test_medusa.py",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="medusa", title="Medusa heads", slot="draft", arxiv="2401.10774", family="heads", make=Medusa.of,
+    needs=("target", "heads"), exact_to=ExactTo("ar", "ar"), laws=EXACT,
+    meanings={"num_draft": "nodes of the tree, best first, besides its root"},
+    cost="A call is num_draft + 1 rows wide, and the heads read one hidden state a row.",
+    proof="pytest tests/decode/test_medusa.py",
+),)  # fmt: skip

@@ -67,16 +67,12 @@ class PromptLookup(ChainDrafter):
         return jnp.take_along_axis(tokens, jnp.minimum(source, tokens.shape[1] - 1), axis=1), found
 
 
-SYSTEMS = (
-    System(
-        name="prompt_lookup", title="Prompt lookup decoding", slot="draft", family="lookup", make=PromptLookup,
-        exact_to=ExactTo("ar", "ar"), laws=EXACT,
-        meanings={
-            "num_draft": "tokens drafted a call", "max_ngram": "longest match that is told apart, at most 64",
-            "min_ngram": "shortest match that drafts anything",
-            "latest": "the most recent of equal matches, not the first",
-        },
-        cost="A call is num_draft + 1 rows wide in a step in which a row drafts, else one; no weights of its own.",
-        proof="pytest tests/decode/test_drafters.py -k lookup",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="prompt_lookup", title="Prompt lookup decoding", slot="draft", family="lookup", make=PromptLookup,
+    exact_to=ExactTo("ar", "ar"), laws=EXACT,
+    meanings={"num_draft": "tokens drafted a call", "max_ngram": "longest match that is told apart, at most 64",
+        "min_ngram": "shortest match that drafts anything",
+        "latest": "the most recent of equal matches, not the first"},
+    cost="A call is num_draft + 1 rows wide in a step in which a row drafts, else one; no weights of its own.",
+    proof="pytest tests/decode/test_drafters.py -k lookup",
+),)  # fmt: skip

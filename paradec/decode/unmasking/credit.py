@@ -1,4 +1,4 @@
-"""CreditDecoding: a prediction that stays gains credit, and passes the bar earlier."""
+"""CreditDecoding: a prediction that stays gains credit, and passes the threshold earlier."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Credit(Rewrite):
 
     At each call the block's credit decays by `beta`, then every open position gives its likeliest token p**`gamma`, and
     only then the logits are rewritten. Credit starts anew with the block. `alpha` 0 changes nothing. Of constant
-    probability p it grows to p**gamma / (1 - beta), so at (.7, .2, .8) and a bar of .9 nothing below .727 ever passes.
+    probability p it grows to p**gamma / (1 - beta), so at (.7, .2, .8) and tau .9 nothing below .727 ever passes.
     """
 
     alpha: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.7))
@@ -34,8 +34,7 @@ class Credit(Rewrite):
         no number: infinite ones, and a negative power of a probability that may be 0."""
         if not 0 <= alpha < math.inf or not 0 <= beta < 1 or not 0 <= gamma < math.inf:
             raise ValueError(
-                f"credit wants alpha >= 0, gamma >= 0 and 0 <= beta < 1, all finite; {alpha}, {gamma} and {beta} were "
-                "given."
+                f"credit wants finite alpha, gamma >= 0 and 0 <= beta < 1, not {alpha}, {gamma} and {beta}."
             )
         return cls(jnp.float32(alpha), jnp.float32(gamma), jnp.float32(beta))
 
@@ -53,13 +52,9 @@ class Credit(Rewrite):
         return view.logits + self.alpha * jnp.log1p(credit), credit
 
 
-SYSTEMS = (
-    System(
-        name="credit", title="CreditDecoding", slot="rewrite", arxiv="2510.06133", make=Credit.of, laws=RULE,
-        meanings={
-            "alpha": "weight of the credit", "gamma": "power of the probability that is credited",
-            "beta": "share of the credit that a call leaves, below 1",
-        },
-        cost="One float a position and token.", proof="pytest tests/decode/test_unmasking.py -k credit",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="credit", title="CreditDecoding", slot="rewrite", arxiv="2510.06133", make=Credit.of, laws=RULE,
+    meanings={"alpha": "weight of the credit", "gamma": "power of the probability that is credited",
+        "beta": "share of the credit that a call leaves, below 1"},
+    cost="One float a position and token.", proof="pytest tests/decode/test_unmasking.py -k credit",
+),)  # fmt: skip

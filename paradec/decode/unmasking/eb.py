@@ -13,9 +13,9 @@ from paradec.system import RULE, System
 
 @struct.dataclass
 class EntropyBounded(Select):
-    """Settles the longest prefix in rising entropy whose entropies, without the greatest, add up to at most `gamma`.
+    """Commits the longest prefix in rising entropy whose entropies, without the greatest, add up to at most `gamma`.
 
-    EB-sampler, arXiv 2505.24857: that sum bounds what the prefix loses by being settled together. In nats; below 0 it
+    EB-sampler, arXiv 2505.24857: that sum bounds what the prefix loses by being committed together. In nats; below 0 it
     is one position a call, in the order of entropy.
     """
 
@@ -42,11 +42,9 @@ def bounded(nats: Float[Array, "B W"], among: Bool[Array, "B W"], gamma: Float[A
     return among & (spent <= gamma) | best(-nats, among)
 
 
-SYSTEMS = (
-    System(
-        name="eb", title="EB-sampler", slot="select", arxiv="2505.24857", make=EntropyBounded.of, laws=RULE,
-        meanings={"gamma": "the bound, in nats; below 0 one position a call"},
-        cost="The entropy of every position, and a table of pairs.",
-        proof="pytest tests/decode/test_unmasking.py -k bound",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="eb", title="EB-sampler", slot="select", arxiv="2505.24857", make=EntropyBounded.of, laws=RULE,
+    meanings={"gamma": "the bound, in nats; below 0 one position a call"},
+    cost="The entropy of every position, and a table of pairs.",
+    proof="pytest tests/decode/test_unmasking.py -k bound",
+),)  # fmt: skip

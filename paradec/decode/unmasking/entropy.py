@@ -13,7 +13,7 @@ from paradec.system import RULE, System
 
 @struct.dataclass
 class Entropy(Select):
-    """Settles every position of at most `delta` nats, and always the one of least entropy (arXiv 2509.26488).
+    """Commits every position of at most `delta` nats, and always the one of least entropy (arXiv 2509.26488).
 
     Below 0 it is one position a call, in the order of entropy, which is not that of confidence.
     """
@@ -30,11 +30,9 @@ class Entropy(Select):
         return Choice(view.eligible & (nats <= self.delta) | best(-nats, view.eligible))
 
 
-SYSTEMS = (
-    System(
-        name="entropy", title="dParallel: entropy threshold", slot="select", arxiv="2509.26488", make=Entropy.of,
-        laws=RULE,
-        meanings={"delta": "entropy that is low enough, in nats; below 0 one position a call"},
-        cost="The entropy of every position.", proof="pytest tests/decode/test_unmasking.py -k entropy",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="entropy", title="dParallel: entropy threshold", slot="select", arxiv="2509.26488", make=Entropy.of,
+    laws=RULE,
+    meanings={"delta": "entropy that is low enough, in nats; below 0 one position a call"},
+    cost="The entropy of every position.", proof="pytest tests/decode/test_unmasking.py -k entropy",
+),)  # fmt: skip

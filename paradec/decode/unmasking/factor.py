@@ -13,10 +13,10 @@ from paradec.system import RULE, System
 
 @struct.dataclass
 class Factor(Select):
-    """Settles the longest prefix of n positions in falling confidence with (n + 1)(1 - c_n) <= `f` (arXiv 2505.22618).
+    """Commits the longest prefix of n positions in falling confidence with (n + 1)(1 - c_n) <= `f` (arXiv 2505.22618).
 
     By the paper's theorem 1, up to f = 1 the tokens that are likeliest one by one are also likeliest together.
-    `compat` repeats the published code, in which the last mask of a block is settled with the one before it whatever
+    `compat` repeats the published code, in which the last mask of a block is committed with the one before it whatever
     its confidence.
     """
 
@@ -30,7 +30,7 @@ class Factor(Select):
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         place = rank(view.sure, view.eligible)
-        # Confidence falls with the rank and the bar rises, so what passes is a prefix; the first always does.
+        # Confidence falls with the rank and the threshold rises, so what passes is a prefix; the first always does.
         sure = view.confidence >= 1 - self.f / (place + 2).astype(jnp.float32)
         accept = view.eligible & (sure | (place == 0))
         if self.compat:
@@ -39,10 +39,8 @@ class Factor(Select):
         return Choice(accept)
 
 
-SYSTEMS = (
-    System(
-        name="factor", title="Fast-dLLM: factor", slot="select", arxiv="2505.22618", make=Factor.of, laws=RULE,
-        meanings={"f": "the bound; up to 1 the tokens are also likeliest together", "compat": "as the published code"},
-        cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k factor",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="factor", title="Fast-dLLM: factor", slot="select", arxiv="2505.22618", make=Factor.of, laws=RULE,
+    meanings={"f": "the bound; up to 1 the tokens are also likeliest together", "compat": "as the published code"},
+    cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k factor",
+),)  # fmt: skip

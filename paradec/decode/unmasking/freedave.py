@@ -75,7 +75,7 @@ class FreeDave(Method):
         return state.replace(carry=Held(front=state.carry, reply=empty))
 
     def prefill(self, params: PyTree, state: DecodeState, chunk: int) -> DecodeState:
-        """Read the prompt, and make the first call, which drafts and settles nothing yet."""
+        """Read the prompt, and make the first call, which drafts and commits nothing yet."""
         plain = self.base.prefill(params, state.replace(carry=state.carry.front), chunk)
         reply, called, acting = self.base.predict(params, plain)
         called = keep(called, plain, acting)
@@ -170,16 +170,16 @@ def agree(a: DecodeState, b: DecodeState) -> Bool[Array, "B"]:
     open_a, open_b = a.committed_at == OPEN, b.committed_at == OPEN
     tokens = jnp.where(open_a, 0, a.tokens) == jnp.where(open_b, 0, b.tokens)
     x, y = a.carry, b.carry
-    fronts = (x.lo == y.lo) & (x.hi == y.hi) & (x.fresh == y.fresh) & (a.limit == b.limit)
+    fronts = (
+        (x.block_start == y.block_start) & (x.block_end == y.block_end) & (x.fresh == y.fresh) & (a.limit == b.limit)
+    )
     return fronts & jnp.all(tokens & (open_a == open_b), axis=-1)
 
 
-SYSTEMS = (
-    System(
-        name="freedave", title="FreeDave", slot="wrap", arxiv="2510.00294", make=FreeDave.of, needs=("base",),
-        exact_to=ExactTo("base", "base"), laws=("base", "trace", "budget", "rows"),
-        meanings={"drafts": "states that a call looks at; 1 is the base itself"},
-        cost="A call is `drafts` times as wide; no decode takes more calls than its base.",
-        proof="pytest tests/decode/test_freedave.py",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="freedave", title="FreeDave", slot="wrap", arxiv="2510.00294", make=FreeDave.of, needs=("base",),
+    exact_to=ExactTo("base", "base"), laws=("base", "trace", "budget", "rows"),
+    meanings={"drafts": "states that a call looks at; 1 is the base itself"},
+    cost="A call is `drafts` times as wide; no decode takes more calls than its base.",
+    proof="pytest tests/decode/test_freedave.py",
+),)  # fmt: skip

@@ -8,13 +8,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from paradec import struct
 from paradec.decode.seams import Choice, Select
-from paradec.decode.view import View, bar
+from paradec.decode.view import View, as_threshold
 from paradec.system import RULE, System
 
 
 @struct.dataclass
 class Hierarchical(Select):
-    """Settles every position above `tau`, and the best of each run of neighbouring masks if it is above `low`.
+    """Commits every position above `tau`, and the best of each run of neighbouring masks if it is above `low`.
 
     Source: dInfer (arXiv 2510.08666). `low` above 1 is `Threshold(tau, strict=True)`.
     """
@@ -25,14 +25,14 @@ class Hierarchical(Select):
     @classmethod
     def of(cls, tau: float = 0.9, low: float = 0.4) -> Hierarchical:
         """The rule from plain numbers."""
-        return cls(bar(tau), bar(low, "low"))
+        return cls(as_threshold(tau), as_threshold(low, "low"))
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         sure = view.confidence > self.tau
         return Choice(view.eligible & (sure | (self._best_of_run(view) & (view.confidence > self.low))))
 
     def _best_of_run(self, view: View) -> Bool[Array, "B W"]:
-        """Whether a position is the surest of its run of eligible neighbours, the first of equals."""
+        """Whether a position is the most confident of its run of eligible neighbours, the first of equals."""
         begins = view.eligible & ~jnp.pad(view.eligible, ((0, 0), (1, 0)))[:, :-1]
         run = jnp.cumsum(begins, axis=-1, dtype=jnp.int32)
         slot = lax.iota(jnp.int32, run.shape[1])
@@ -42,11 +42,9 @@ class Hierarchical(Select):
         return view.eligible & ~beaten.any(-1)
 
 
-SYSTEMS = (
-    System(
-        name="hierarchical", title="dInfer: hierarchical", slot="select", arxiv="2510.08666", make=Hierarchical.of,
-        laws=RULE,
-        meanings={"tau": "confidence that is exceeded", "low": "confidence that the best of a run exceeds"},
-        cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k hierarchical",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="hierarchical", title="dInfer: hierarchical", slot="select", arxiv="2510.08666", make=Hierarchical.of,
+    laws=RULE,
+    meanings={"tau": "confidence that is exceeded", "low": "confidence that the best of a run exceeds"},
+    cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k hierarchical",
+),)  # fmt: skip

@@ -8,24 +8,23 @@ from jaxtyping import Array, Float, PyTree
 
 from paradec import struct
 from paradec.decode.seams import Choice, Select
-from paradec.decode.view import View, bar
+from paradec.decode.view import View, as_threshold
 from paradec.system import RULE, System
 
 
 @struct.dataclass
 class Klass(Select):
-    """Settles positions of confidence above `tau` whose law moved by less than `kl` nats in each of the last
-    `history` calls, `KL(now || before)`; with none, the surest (arXiv 2511.05664).
+    """Commits positions of confidence above `tau` whose law moved by less than `kl` nats in each of the last
+    `history` calls, `KL(now || before)`; with none, the most confident (arXiv 2511.05664).
 
     As published, the laws are followed on the whole canvas, so a block may open with positions that are stable already,
-    and no block settles by this before its call number `history`. Deviations: the first call of all is compared with
+    and no block commits by this before its call number `history`. Deviations: the first call of all is compared with
     nothing (published: with zeros, a distance of 27 nats); under a cache, and for a block-causal model, which judge a
     position in its own block only, a block's history begins with the block; at temperature above 0 the laws are the
     model's own (published: after the noise).
     """
 
     remembers = True
-
     tau: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.9))
     kl: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(0.01))
     history: int = struct.field(pytree_node=False, default=2)
@@ -35,7 +34,7 @@ class Klass(Select):
         """The rule from plain numbers. Raises `ValueError` for a history below 1."""
         if history < 1:
             raise ValueError(f"klass wants a history of 1 call or more; {history} was given.")
-        return cls(bar(tau), jnp.float32(kl), history)
+        return cls(as_threshold(tau), jnp.float32(kl), history)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         """The log laws of the call before, where they stood, for how many calls in a row each position was stable, and
@@ -53,14 +52,9 @@ class Klass(Select):
         return Choice(view.eligible & (view.confidence > self.tau) & stable, carry=(now, view.position, calm, step))
 
 
-SYSTEMS = (
-    System(
-        name="klass", title="KLASS", slot="select", arxiv="2511.05664", make=Klass.of, laws=RULE,
-        meanings={
-            "tau": "confidence that is exceeded", "kl": "nats that a law may move between calls",
-            "history": "calls in a row for which it must hold",
-        },
-        cost="The log laws of the call before: one float a position and token.",
-        proof="pytest tests/decode/test_published.py -k klass",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="klass", title="KLASS", slot="select", arxiv="2511.05664", make=Klass.of, laws=RULE,
+    meanings={"tau": "confidence that is exceeded", "kl": "nats that a law may move between calls",
+        "history": "calls in a row for which it must hold"},
+    cost="One float a position and token.", proof="pytest tests/decode/test_published.py -k klass",
+),)  # fmt: skip

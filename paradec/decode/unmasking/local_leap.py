@@ -1,4 +1,4 @@
-"""LocalLeap: near a sure position, less sure ones may be settled too."""
+"""LocalLeap: near a sure position, less sure ones may be committed too."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from paradec import struct
 from paradec.decode.seams import Choice, Select
-from paradec.decode.view import View, bar
+from paradec.decode.view import View, as_threshold
 from paradec.system import RULE, System
 
 
 @struct.dataclass
 class LocalLeap(Select):
-    """Settles positions of confidence `kappa`, and those of `tau` within `radius` of one of them (arXiv 2510.07081).
+    """Commits positions of confidence `kappa`, and those of `tau` within `radius` of one of them (arXiv 2510.07081).
 
-    A settled position is no anchor, and the neighbourhood does not reach out of the block. `radius` 0 or
+    A committed position is no anchor, and the neighbourhood does not reach out of the block. `radius` 0 or
     `tau` = `kappa` is `Threshold`; `kappa` above 1 is one position a call.
     """
 
@@ -29,7 +29,7 @@ class LocalLeap(Select):
         """The rule from plain numbers. Raises `ValueError` for a negative radius or a `tau` above `kappa`."""
         if radius < 0 or tau > kappa:
             raise ValueError(f"local_leap wants radius >= 0 and tau <= kappa; {radius}, {tau}, {kappa} were given.")
-        return cls(bar(kappa, "kappa"), bar(tau), radius)
+        return cls(as_threshold(kappa, "kappa"), as_threshold(tau), radius)
 
     def __call__(self, view: View, carry: PyTree) -> Choice:
         anchor = view.eligible & (view.confidence >= self.kappa)
@@ -44,13 +44,9 @@ class LocalLeap(Select):
         return pooled > 0
 
 
-SYSTEMS = (
-    System(
-        name="local_leap", title="LocalLeap", slot="select", arxiv="2510.07081", make=LocalLeap.of, laws=RULE,
-        meanings={
-            "kappa": "confidence of an anchor", "tau": "confidence that is enough beside an anchor",
-            "radius": "positions to each side that are beside it",
-        },
-        cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k local_leap",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="local_leap", title="LocalLeap", slot="select", arxiv="2510.07081", make=LocalLeap.of, laws=RULE,
+    meanings={"kappa": "confidence of an anchor", "tau": "confidence that is enough beside an anchor",
+        "radius": "positions to each side that are beside it"},
+    cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k local_leap",
+),)  # fmt: skip

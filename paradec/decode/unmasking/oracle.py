@@ -17,7 +17,8 @@ from paradec.system import RULE, System
 
 @struct.dataclass
 class Oracle(Select):
-    """Settles every position whose proposal is the reference's token; where none is, the surest one is given it.
+    """Commits every position whose proposal is the reference's token; where none is, the most confident one is given
+    it.
 
     Source: Learn2PD (arXiv 2509.25188), where its traces teach the filter. The final text is always the reference.
     Deviation: where all proposals are wrong the published code copies the whole block, this rule one token.
@@ -48,12 +49,10 @@ class Oracle(Select):
         return Choice(same | given, token=jnp.where(view.open, right, view.current))
 
 
-SYSTEMS = (
-    System(
-        name="oracle", title="Extremely greedy parallel decoding", slot="select", arxiv="2509.25188", make=Oracle.of,
-        laws=RULE,
-        meanings={"reference": "the text, token ids B S"},
-        cost="A text that is known beforehand: a bound, not a method.",
-        proof="pytest tests/decode/test_unmasking.py -k oracle",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="oracle", title="Extremely greedy parallel decoding", slot="select", arxiv="2509.25188", make=Oracle.of,
+    laws=RULE,
+    meanings={"reference": "the text, token ids B S"},
+    cost="A text that is known beforehand: a bound, not a method.",
+    proof="pytest tests/decode/test_unmasking.py -k oracle",
+),)  # fmt: skip

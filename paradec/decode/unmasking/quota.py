@@ -13,12 +13,12 @@ from paradec.system import RULE, System
 
 @struct.dataclass
 class Quota(Select):
-    """Settles the `per_call` best positions, or, with `steps` above 0, spreads each block evenly over so many calls.
+    """Commits the `per_call` best positions, or, with `steps` above 0, spreads each block evenly over so many calls.
 
-    Of n masks step s of S settles n // S, and one more if s < n mod S (LLaDA, arXiv 2502.09992, "low-confidence
+    Of n masks step s of S commits n // S, and one more if s < n mod S (LLaDA, arXiv 2502.09992, "low-confidence
     remasking"). `score` is one of `view.SCORES`; "random" is LLaDA's random order, "margin" and "entropy" are Dream's.
     With S `steps` it also is vLLM's `low_confidence` policy for Nemotron-Labs-Diffusion, and with `score` "position"
-    its `leftmost`: of M masks with r steps left they settle ceil(M / r), which comes to the same numbers. One position
+    its `leftmost`: of M masks with r steps left they commit ceil(M / r), which comes to the same numbers. One position
     a call is static decoding.
     """
 
@@ -47,14 +47,11 @@ class Quota(Select):
         return Choice(accept, carry=(masks, step + 1))
 
 
-SYSTEMS = (
-    System(
-        name="quota", title="LLaDA: a schedule of confidence", slot="select", arxiv="2502.09992", make=Quota.of,
-        laws=RULE,
-        meanings={
-            "per_call": "positions committed a call", "steps": "calls that a block is spread over; 0: per_call counts",
-            "score": "what orders positions: probability, margin, entropy or random",
-        },
-        cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k quota",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="quota", title="LLaDA: a schedule of confidence", slot="select", arxiv="2502.09992", make=Quota.of,
+    laws=RULE,
+    meanings={"per_call": "positions committed a call",
+        "steps": "calls that a block is spread over; 0: per_call counts",
+        "score": "what orders positions: probability, margin, entropy or random"},
+    cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k quota",
+),)  # fmt: skip

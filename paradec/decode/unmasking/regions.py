@@ -38,4 +38,4 @@ class FixedBlocks(Region):
 
     def __call__(self, view: View) -> Int[Array, "B"]:
         first = view.prompt if self.grid == "prompt" else jnp.zeros_like(view.prompt)
-        return (view.lo - first) // self.size * self.size + self.size + first
+        return (view.block_start - first) // self.size * self.size + self.size + first

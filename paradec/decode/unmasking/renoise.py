@@ -25,7 +25,7 @@ class Past:
 
 @struct.dataclass
 class Renoise(Select):
-    """Denoises a block from uniform noise, and settles all of it at once.
+    """Denoises a block from uniform noise, and commits all of it at once.
 
     A call's logits are divided by a temperature that falls evenly from `t_max` in the block's first call towards
     `t_min`. Every position draws a token. The entropy-bounded prefix (`eb`, at most `gamma` nats without the greatest)
@@ -40,7 +40,7 @@ class Renoise(Select):
     positions below its limit.
     """
 
-    idles = True  # nothing is settled before the block ends
+    idles = True  # nothing is committed before the block ends
     noisy = True
     heated = True
 
@@ -106,16 +106,12 @@ class Renoise(Select):
         return Choice(view.eligible & ends[:, None], Past(step + 1, past), token=guess, noise=shown)
 
 
-SYSTEMS = (
-    System(
-        name="renoise", title="DiffusionGemma: noise drawn anew", slot="select", make=Renoise.of, laws=RULE,
-        meanings={
-            "steps": "calls of a block at most", "gamma": "bound on the entropies of what is shown, in nats",
-            "t_min": "temperature that the last call comes near", "t_max": "temperature of a block's first call",
-            "stability": "calls before whose likeliest tokens must be the same",
-            "confidence": "mean entropy, in nats, below which a stable block ends",
-        },
-        cost="None beside the call; blocks are committed whole, so a block takes up to `steps` calls.",
-        proof="pytest tests/decode/test_renoise.py",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="renoise", title="DiffusionGemma: noise drawn anew", slot="select", make=Renoise.of, laws=RULE,
+    meanings={"steps": "calls of a block at most", "gamma": "bound on the entropies of what is shown, in nats",
+        "t_min": "temperature that the last call comes near", "t_max": "temperature of a block's first call",
+        "stability": "calls before whose likeliest tokens must be the same",
+        "confidence": "mean entropy, in nats, below which a stable block ends"},
+    cost="None beside the call; blocks are committed whole, so a block takes up to `steps` calls.",
+    proof="pytest tests/decode/test_renoise.py",
+),)  # fmt: skip

@@ -7,16 +7,16 @@ from jaxtyping import Array, Float, Int32, PyTree
 
 from paradec import struct
 from paradec.decode.seams import Choice, Select
-from paradec.decode.view import View, bar
+from paradec.decode.view import View, as_threshold
 from paradec.system import RULE, System
 
 
 @struct.dataclass
 class Threshold(Select):
-    """Settles every position whose confidence is at least `tau` (arXiv 2505.22618); `strict`: above it (2509.26328).
+    """Commits every position whose confidence is at least `tau` (arXiv 2505.22618); `strict`: above it (2509.26328).
 
     Above 1 it is one position a call; at exactly 1 it is not, since a float32 softmax reaches 1. With `max_steps` above
-    0 a block's call of that number settles whatever is left: vLLM's `confidence_threshold` policy for
+    0 a block's call of that number commits whatever is left: vLLM's `confidence_threshold` policy for
     Nemotron-Labs-Diffusion, which compares logarithms and differs by their rounding alone.
     """
 
@@ -29,7 +29,7 @@ class Threshold(Select):
         """A threshold from plain numbers; `max_steps` 0: as many calls as it takes. Raises `ValueError` below 0."""
         if max_steps < 0:
             raise ValueError(f"max_steps is 0 (off) or more; {max_steps} was given.")
-        return cls(bar(tau), strict, jnp.int32(max_steps) if max_steps else None)
+        return cls(as_threshold(tau), strict, jnp.int32(max_steps) if max_steps else None)
 
     def init(self, batch: int, window: int, vocab: int) -> PyTree:
         """Calls that the block has had, where they are limited."""
@@ -44,14 +44,10 @@ class Threshold(Select):
         return Choice(view.eligible & (sure | last[:, None]), carry=step + 1)
 
 
-SYSTEMS = (
-    System(
-        name="threshold", title="Fast-dLLM: confidence threshold", slot="select", arxiv="2505.22618",
-        make=Threshold.of, laws=RULE,
-        meanings={
-            "tau": "confidence that is enough; above 1 one position a call", "strict": "above tau, not at it",
-            "max_steps": "calls of a block, of which the last commits all that is left; 0: no limit",
-        },
-        cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k threshold",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="threshold", title="Fast-dLLM: confidence threshold", slot="select", arxiv="2505.22618",
+    make=Threshold.of, laws=RULE,
+    meanings={"tau": "confidence that is enough; above 1 one position a call", "strict": "above tau, not at it",
+        "max_steps": "calls of a block, of which the last commits all that is left; 0: no limit"},
+    cost="None beside the call.", proof="pytest tests/decode/test_originals.py -k threshold",
+),)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Dream's schedule: how many positions a call settles follows from a grid of noise levels."""
+"""Dream's schedule: how many positions a call commits follows from a grid of noise levels."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from paradec.system import RULE, System
 
 @struct.dataclass
 class TimeGrid(Select):
-    """Between noise t and s a share 1 - s / t of the masks is settled; t falls evenly from 1 to `eps` in `steps` calls.
+    """Between noise t and s a share 1 - s / t of the masks is committed; t falls evenly from 1 to `eps` in `steps`
+    calls.
 
-    With `score` "origin" each mask is settled or not on its own, so that tokens sampled at temperature 1 are those of
+    With `score` "origin" each mask is committed or not on its own, so that tokens sampled at temperature 1 are those of
     the reverse process of masked diffusion (D3PM, MDLM; Dream 7B, arXiv 2508.15487). One uniform number a position is
-    enough for that: it is settled when the noise falls below it. With a score of `view.SCORES` it is the surest ones,
-    their number cut to an integer as published (with as many steps as masks the first call settles none and the last
-    two), or rounded with `whole`; `heat` above 0 draws them in proportion to exp(score / heat) instead (Dream's
-    alg_temp). The last call settles the rest. A block starts the grid anew; Dream itself has no blocks.
+    enough for that: it is committed when the noise falls below it. With a score of `view.SCORES` it is the most
+    confident ones, their number cut to an integer as published (with as many steps as masks the first call commits none
+    and the last two), or rounded with `whole`; `heat` above 0 draws them in proportion to exp(score / heat) instead
+    (Dream's alg_temp). The last call commits the rest. A block starts the grid anew; Dream itself has no blocks.
     """
 
-    idles = True  # a call may settle nothing: the engine lets it
-    tempered = True  # Dream reads its scores after temperature and filters
+    idles = True  # a call may commit nothing: the engine lets it
+    temper_confidence = True  # Dream reads its scores after temperature and filters
 
     steps: Int32[Array, ""] = struct.field(default_factory=lambda: jnp.int32(32))
     eps: Float[Array, ""] = struct.field(default_factory=lambda: jnp.float32(1e-3))
@@ -75,16 +76,12 @@ class TimeGrid(Select):
         return jnp.where(self.heat > 0, hot, view.order(self.score))
 
 
-SYSTEMS = (
-    System(
-        name="time_grid", title="Dream: a grid of noise levels", slot="select", arxiv="2508.15487", make=TimeGrid.of,
-        laws=RULE,
-        meanings={
-            "steps": "calls that a block takes",
-            "score": "origin: each mask on its own; else what orders them: probability, margin, entropy, random",
-            "eps": "the last noise level", "heat": "above 0 positions are drawn in proportion to exp(score / heat)",
-            "whole": "round the share instead of cutting it",
-        },
-        cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k grid",
-    ),
-)  # fmt: skip
+SYSTEMS = (System(
+    name="time_grid", title="Dream: a grid of noise levels", slot="select", arxiv="2508.15487", make=TimeGrid.of,
+    laws=RULE,
+    meanings={"steps": "calls that a block takes",
+        "score": "origin: each mask on its own; else what orders them: probability, margin, entropy, random",
+        "eps": "the last noise level", "heat": "above 0 positions are drawn in proportion to exp(score / heat)",
+        "whole": "round the share instead of cutting it"},
+    cost="None beside the call.", proof="pytest tests/decode/test_unmasking.py -k grid",
+),)  # fmt: skip

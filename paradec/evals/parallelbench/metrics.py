@@ -1,4 +1,4 @@
-"""How ParallelBench scores one answer, and in which order a decode settled its positions.
+"""How ParallelBench scores one answer, and in which order a decode committed its positions.
 
 Every metric is `(prediction, sample) -> float` in 0..1, where 1 is right; here all are 0 or 1. None raises: a text that
 cannot be read is a wrong answer. Source: ParallelBench (arXiv 2510.04767). Its grammar checker is LanguageTool, a Java
@@ -140,10 +140,10 @@ class Order:
     spearman: float
 
 
-def order(settled: Sequence[int] | np.ndarray) -> Order:
-    """Kendall's tau-b and Spearman's correlation (average ranks) between the call that settled each position and the
-    position. Both are 0.0 where all positions were settled in one call, and for fewer than two positions."""
-    calls = np.asarray(settled, np.int64)
+def order(committed: Sequence[int] | np.ndarray) -> Order:
+    """Kendall's tau-b and Spearman's correlation (average ranks) between the call that committed each position and the
+    position. Both are 0.0 where all positions were committed in one call, and for fewer than two positions."""
+    calls = np.asarray(committed, np.int64)
     count = len(calls)
     if count < 2 or (calls == calls[0]).all():
         return Order(0.0, 0.0)

@@ -103,7 +103,7 @@ def _entropy(law: Sequence[float]) -> float:
 
 
 def accuracy(operation: str, items: int, per_call: int) -> float:
-    """How often settling `per_call` positions a call, in random order, from exact marginals, gives a valid answer.
+    """How often committing `per_call` positions a call, in random order, from exact marginals, gives a valid answer.
 
     Copy, reverse and sort, and one position a call, are always right. Insert and remove: only all at once is known.
     Raises `ValueError` for what has no closed form.
@@ -132,8 +132,9 @@ def accuracy(operation: str, items: int, per_call: int) -> float:
 
 
 def bound(operation: str, items: int, per_call: int) -> float:
-    """The least divergence, in nats, of settling `per_call` positions a call in random order: the sum over calls of the
-    expected correlation of what is settled together. For shuffle and replace; `accuracy` is at least exp(-bound)."""
+    """The least divergence, in nats, of committing `per_call` positions a call in random order: the sum over calls of
+    the expected correlation of what is committed together. For shuffle and replace; `accuracy` is at least
+    exp(-bound)."""
     n, k, total = items, per_call, 0.0
     if operation == "shuffle":
         return -math.log(accuracy(operation, n, k))

@@ -12,7 +12,7 @@ from paradec.lm import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """How a model and a method did on one task. `kendall` is between the order of settling and left to right."""
+    """How a model and a method did on one task. `kendall` is between the order of committing and left to right."""
 
     operation: str
     rule: str

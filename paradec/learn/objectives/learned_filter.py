@@ -17,7 +17,7 @@ from paradec.learn.step import Loss, Share
 from paradec.models.heads import ConfidenceFilter, FilterWeights
 
 PUBLISHED = 0.96
-"""The bar that a filter's word must pass in decoding."""
+"""The threshold that a filter's word must pass in decoding."""
 
 
 @struct.dataclass
@@ -33,21 +33,22 @@ class FilterBatch:
 class FilterLoss:
     """Binary cross-entropy of the filter's logits at open positions; a proposal that is not final counts `wrong`.
 
-    Reports how often an open position passes `bar` (`passed`), how many of those are final (`precision`), and how many
-    of the final ones pass (`recall`). Source: Learn2PD, arXiv 2509.25188. Deviations: settled positions are shown but
-    not learned, since nobody asks about them; the published loss counts both errors alike, as `wrong` of 1 does.
+    Reports how often an open position passes `threshold` (`passed`), how many of those are final (`precision`), and how
+    many of the final ones pass (`recall`). Source: Learn2PD, arXiv 2509.25188. Deviations: committed positions are
+    shown but not learned, since nobody asks about them; the published loss counts both errors alike, as `wrong` of 1
+    does.
     """
 
     filter: ConfidenceFilter
     wrong: float = 1.0
-    bar: float = PUBLISHED
+    threshold: float = PUBLISHED
 
     def __call__(self, trainable: FilterWeights, frozen: PyTree, batch: FilterBatch, key: jax.Array) -> Loss:
         logits = self.filter(trainable, batch.confidence)
         final, use = batch.final & batch.open, batch.open.astype(jnp.float32)
         each = optax.sigmoid_binary_cross_entropy(logits, final.astype(jnp.float32))
         weight = jnp.sum(use)
-        passed = (jax.nn.sigmoid(logits) > self.bar) & batch.open
+        passed = (jax.nn.sigmoid(logits) > self.threshold) & batch.open
         count = lambda which: jnp.sum(which, dtype=jnp.float32)
         sums = {
             "passed": Share(count(passed), weight),
@@ -64,19 +65,21 @@ class Verdicts(NamedTuple):
     confidence: Float[np.ndarray, "P"]
     final: Bool[np.ndarray, "P"]
 
-    def at(self, bar: float) -> dict[str, float]:
-        """Precision and recall of the filter at a bar, over all positions together; of nothing passed, 1 and 0."""
-        return _quality(self.sure > bar, self.final)
+    def at(self, threshold: float) -> dict[str, float]:
+        """Precision and recall of the filter at a threshold, over all positions together; of nothing passed, 1 and
+        0."""
+        return _quality(self.sure > threshold, self.final)
 
-    def of_threshold(self, bar: float) -> dict[str, float]:
+    def of_confidence(self, threshold: float) -> dict[str, float]:
         """The same of the model's confidence, as the threshold rule reads it."""
-        return _quality(self.confidence >= bar, self.final)
+        return _quality(self.confidence >= threshold, self.final)
 
     def accuracy(self, by_threshold: bool = False) -> float:
-        """The greatest share of verdicts that are right with any one bar, for the filter or for the confidence."""
+        """The greatest share of verdicts that are right with any one threshold, for the filter or for the
+        confidence."""
         score = self.confidence if by_threshold else self.sure
         order = np.argsort(-score, kind="stable")
-        last = np.append(np.diff(score[order]) != 0, True)  # a bar cannot part equal scores
+        last = np.append(np.diff(score[order]) != 0, True)  # a threshold cannot part equal scores
         passed = np.append(0, np.cumsum(np.where(self.final[order], 1, -1))[last])
         return float((passed.max() + (~self.final).sum()) / len(score))
 
