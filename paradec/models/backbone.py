@@ -266,7 +266,7 @@ class Backbone(Model, abc.ABC):
 def visible(
     rows: Rows, ancestry: Bool[Array, "B N N"] | None, nodes: int
 ) -> tuple[Bool[Array, "#B M N"], Int[Array, "#B M N"]]:
-    """Which of a delta's N rows each new row sees, and how many positions back they are. Of a chain `ancestry` is None."""
+    """Which of a delta's N rows each new row sees, and how many positions back they are. Chains have no `ancestry`."""
     M = rows.token.shape[1]
     if ancestry is None:
         back = rows.start + lax.iota(jnp.int32, M)[:, None] - lax.iota(jnp.int32, nodes)[None]

@@ -121,10 +121,10 @@ def states_after(
 ) -> PyTree:
     """The state after every row of a delta, "B N ...", of any recurrence `state = step(state, input)`.
 
-    `state` leaves are "B ...", `inputs` "B M ..."; `step` maps leaves that lead with "B" or with "B M" alike. A chain is
-    a scan. A tree is swept: each sweep computes all rows from what their parents had after the last one, so after d
-    sweeps all rows with up to d - 1 ancestors among the call's rows are right, and as many are made as the deepest row
-    needs. A row that is its own parent begins from `state`.
+    `state` leaves are "B ...", `inputs` "B M ..."; `step` maps leaves that lead with "B" or with "B M" alike. A chain
+    is a scan. A tree is swept: each sweep computes all rows from what their parents had after the last one, so after d
+    sweeps all rows with up to d - 1 ancestors among the call's rows are right, and as many are made as the deepest
+    row needs. A row that is its own parent begins from `state`.
     """
     rows, first = call.rows, jax.tree.leaves(inputs)[0]
     B, M = first.shape[:2]
