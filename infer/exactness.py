@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 
 import paradec
@@ -85,6 +86,7 @@ def main(run: Exactness) -> int:
                 print(json.dumps(cell), flush=True)
                 if run.out is not None:
                     text_file.write(run.out, json.dumps(report, indent=1))
+            jax.clear_caches()  # the next method has programs of its own, and a process can map only so many
     return 1 if broken else 0
 
 

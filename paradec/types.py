@@ -53,6 +53,7 @@ class Output:
     logits: Float[Array, "B M V"]  # of the token after each row
     hidden: Float[Array, "B M D"]  # after the final norm: what the vocabulary head reads
     taps: tuple[Float[Array, "B M D"], ...] = ()  # residual stream after the layers that were asked for
+    info: PyTree | None = None  # of a model that solves for its states: what its solver says, an entry a layer
 
 
 @struct.dataclass

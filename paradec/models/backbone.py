@@ -165,7 +165,11 @@ class Backbone(Model, abc.ABC):
         """Compute `rows` on top of the cache (and of pending rows); see `types.Model`. The cache is only read."""
         place = rows.place
         position = cache.length[:, None] + rows.depth if place is None else place.position
-        see, back = self._visible(rows, pending) if place is None else (on_canvas(place), None)
+        if place is None:
+            nodes = rows.token.shape[1] if pending is None else pending.k.shape[3]
+            see, back = visible(rows, None if rows.parent is None else ancestors(rows.parent), nodes)
+        else:
+            see, back = on_canvas(place), None
         beyond = None if place is None else under_canvas(place, cache.length, cache.k.shape[3])
         bound = jnp.max(cache.length if live is None else jnp.where(live, cache.length, 0))
         angles = lambda: self._angles(position)
@@ -244,18 +248,6 @@ class Backbone(Model, abc.ABC):
         """The window of a layer; one that does not slide gets a window longer than any text."""
         return Window(jnp.where(slide, self.window, np.iinfo(np.int32).max))
 
-    def _visible(self, rows: Rows, pending: KVDelta | None) -> tuple[Array, Array]:
-        """Which delta rows each new row sees, and how many positions back they are: both "#B M N"."""
-        M = rows.token.shape[1]
-        N = M if pending is None else pending.k.shape[3]
-        if rows.parent is None:
-            back = rows.start + lax.iota(jnp.int32, M)[:, None] - lax.iota(jnp.int32, N)[None]
-            return (back >= 0)[None], back[None]
-        see = ancestors(rows.parent)
-        links = jnp.sum(see, axis=-1, dtype=jnp.int32)  # a row's position grows by one with every link
-        mine = lax.dynamic_slice_in_dim(links, rows.start, M, axis=1)
-        return lax.dynamic_slice_in_dim(see, rows.start, M, axis=1), mine[:, :, None] - links[:, None]
-
     def _near(self, see: Array, back: Array | None, slide: Array) -> Array:
         return see if back is None or not self.window else see & ((back < self.window) | ~slide)
 
@@ -269,3 +261,16 @@ class Backbone(Model, abc.ABC):
             return stored & ((position[:, :, None] - slot[None, None] < self.window) | ~slide)
 
         return see
+
+
+def visible(
+    rows: Rows, ancestry: Bool[Array, "B N N"] | None, nodes: int
+) -> tuple[Bool[Array, "#B M N"], Int[Array, "#B M N"]]:
+    """Which of a delta's N rows each new row sees, and how many positions back they are. Chains have no `ancestry`."""
+    M = rows.token.shape[1]
+    if ancestry is None:
+        back = rows.start + lax.iota(jnp.int32, M)[:, None] - lax.iota(jnp.int32, nodes)[None]
+        return (back >= 0)[None], back[None]
+    links = jnp.sum(ancestry, axis=-1, dtype=jnp.int32)  # a row's position grows by one with every link
+    mine = lax.dynamic_slice_in_dim(links, rows.start, M, axis=1)
+    return lax.dynamic_slice_in_dim(ancestry, rows.start, M, axis=1), mine[:, :, None] - links[:, None]
