@@ -40,7 +40,7 @@ def launches(T):
         for types in (gla.GlaTypes(f32, f32, f32, f32), gla.GlaTypes(bf16, bf16, bf16, f32)):
             sizes = gla.GlaSizes(2, T, 4, K, V)
             form = gla.GlaForm(1.0)
-            form = form._replace(rows=gla.fitting_rows(sizes, form))
+            form = form._replace(rows=gla.fitting_rows(sizes, form, types))
             plain = gla.forward_launch(sizes, form, types, False)
             yield plain, plain.floor()
             if types.q == f32 and (K, V) != (256, 512):  # the states that are kept count as waste

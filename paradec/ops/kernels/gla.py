@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from paradec.errors import InputError
 from paradec.ops.kernels import gla_chunk as chunk
 from paradec.ops.kernels import gla_gpu, table
-from paradec.ops.kernels.launch import SCOPED_VMEM, Launch, Operand, on_platform
+from paradec.ops.kernels.launch import SCOPED_VMEM, Launch, Operand, on_platform, tiled
 
 Heads = Float[Array, "B T H _"]
 
@@ -74,7 +74,7 @@ def attend(q: Heads, k: Heads, v: Heads, g: Heads, state: Array, form: GlaForm) 
 
 
 def _forward(q: Heads, k: Heads, v: Heads, g: Heads, state: Array, form: GlaForm, save: bool) -> tuple[Array, ...]:
-    sizes, form = fitted(q, v, form)
+    sizes, form = fitted(q, k, v, g, form)
     kernels = {"tpu": partial(_tpu_forward, form=form, save=save)}
     if gla_gpu.refusal(sizes.K, sizes.V) is None:
         kernels["gpu"] = partial(_gpu_forward, form=form, save=save)
@@ -87,7 +87,7 @@ def _saved(q: Heads, k: Heads, v: Heads, g: Heads, state: Array, form: GlaForm) 
 
 
 def _backward(form: GlaForm, saved: Any, push: tuple[Array, Array]) -> tuple[Array, ...]:
-    sizes, form = fitted(saved[0], saved[2], form)
+    sizes, form = fitted(*saved[:4], form)
     kernels = {"tpu": partial(_tpu_backward, form=form)}
     if gla_gpu.refusal(sizes.K, sizes.V) is None:
         kernels["gpu"] = partial(_gpu_backward, form=form)
@@ -141,14 +141,17 @@ class GlaSizes(NamedTuple):
     V: int
 
 
-def fitting_rows(sizes: GlaSizes, form: GlaForm) -> int:
-    """Rows a block, a multiple of the chunk: the greatest, up to the table's, whose backward pass in float32 fits VMEM
-    with room for the values in between (a quarter). 0 if not even one chunk fits."""
-    wide = GlaTypes(*(jnp.float32,) * 4)
-    most = table.blocks("gla", "tpu", form.blocks if form.platform != "gpu" else None)["rows"]
-    tries = max(1, min(most, sizes.T + form.chunk - 1) // form.chunk)
+WIDE = GlaTypes(jnp.float32, jnp.float32, jnp.float32, jnp.float32)
+
+
+def fitting_rows(sizes: GlaSizes, form: GlaForm, types: GlaTypes = WIDE) -> int:
+    """Rows a block, a multiple of the chunk: the greatest, up to the table's, whose backward pass fits VMEM, 0 if not
+    even one chunk does. For values in between the compiler takes up to eight states' worth."""
+    most = SCOPED_VMEM * 15 // 16 - 8 * tiled((sizes.K, sizes.V), 4)
+    rows = table.blocks("gla", "tpu", form.blocks if form.platform != "gpu" else None)["rows"]
+    tries = max(1, min(rows, sizes.T + form.chunk - 1) // form.chunk)
     for n in range(tries, 0, -1):
-        if backward_launch(sizes, form._replace(rows=n * form.chunk), wide).vmem() <= SCOPED_VMEM * 3 // 4:
+        if backward_launch(sizes, form._replace(rows=n * form.chunk), types).vmem() <= most:
             return n * form.chunk
     return 0
 
@@ -285,12 +288,12 @@ def _backward_body(*refs: Any, T: int, form: GlaForm, precision: Any) -> None:
         dstart[...] = dS[...]
 
 
-def fitted(q: Heads, v: Heads, form: GlaForm) -> tuple[GlaSizes, GlaForm]:
+def fitted(q: Heads, k: Heads, v: Heads, g: Heads, form: GlaForm) -> tuple[GlaSizes, GlaForm]:
     """The sizes, and the form with a chunk no longer than the text and as many rows a block as fit."""
-    sizes = GlaSizes(*q.shape, v.shape[-1])
+    sizes, types = GlaSizes(*q.shape, v.shape[-1]), GlaTypes(*(x.dtype for x in (q, k, v, g)))
     short = -(-sizes.T // form.sub_chunk) * form.sub_chunk
     form = form._replace(chunk=min(form.chunk, short))
-    return sizes, form._replace(rows=fitting_rows(sizes, form) or form.chunk)
+    return sizes, form._replace(rows=fitting_rows(sizes, form, types) or form.chunk)
 
 
 def _tpu_forward(
