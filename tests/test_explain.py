@@ -386,10 +386,11 @@ def test_scans_in_lanes_keep_little_besides_their_states():
     tiles. All at once, a scan moves ten times as much as its three arrays hold."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.ops.compiled_scans"],
-        env=environment(ProgramRequest("ar", target="v5e:1x1")), capture_output=True, text=True,
+        env=environment(ProgramRequest(target="v5e:2x4", mesh=(1, 8))), capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr
-    temporaries, accessed = ({k: v[i] for k, v in json.loads(done.stdout).items()} for i in (0, 1))
+    temporaries, accessed, kernels = ({k: v[i] for k, v in json.loads(done.stdout).items()} for i in range(3))
     assert temporaries["auto"] == temporaries["lanes"] < 16 * MIB
     assert temporaries["gradient"] < 256 * MIB and temporaries["blocks"] < 512 * MIB
+    assert {name for name, number in kernels.items() if number} == {"one device"}
     assert temporaries["associative"] > 128 * MIB and accessed["associative"] > 10 * 3 * 64 * MIB
