@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paradec.config import several
-from paradec.errors import InputError, check_fields, check_kinds, check_least
+from paradec.errors import InputError, UnknownName, check_fields, check_kinds, check_least
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
+from paradec.models.mixers import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Shape:
     """The embedding is also the output's table."""
     theta: float = 10_000.0
     """Base of the rotary positions."""
+    pattern: tuple[str, ...] = ()
+    """Kinds of layers, repeated until there are enough: see `paradec.models.mixers.KINDS`. Empty: a transformer."""
 
     def __post_init__(self) -> None:
         """Raise `InputError` for numbers that make no decoder."""
@@ -42,6 +45,10 @@ class Shape:
             "head_dim": (self.head_dim % 2 == 0, "even, since rotary positions turn pairs"),
             "theta": (0 < self.theta < math.inf, "above 0 and finite"),
         })  # fmt: skip
+        if unknown := next((name for name in self.pattern if name not in KINDS), None):
+            raise UnknownName("kind of layer", unknown, KINDS)
+        if self.pattern and self.layers % len(self.pattern):
+            raise InputError(f"{self.layers} layers are no whole number of patterns of {len(self.pattern)}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,13 +124,13 @@ def test_a_prompt_that_leaves_no_whole_block_is_refused(causal):
 def test_a_composed_method_is_a_method(causal):
     lm = denoiser(causal)
     ask = dict(max_new_tokens=6)
-    method = compose(lm.model, "threshold+freedave", {"tau": 0.3}, block=6, words=lm.tokenizer.vocab_size)
+    method = compose(lm.model, "threshold+freedave", {"tau": 0.3}, block=6, vocab_limit=lm.tokenizer.vocab_size)
     (given,) = lm.generate("Hello", method=method, **ask)
     options = {"tau": 0.3, "block": 6}
     (named,) = lm.generate("Hello", method="threshold+freedave", method_args=options, ignore_eos=True, **ask)
     assert (given.method, given.token_ids) == ("threshold+freedave", named.token_ids)
     programs = len(lm.decoders)
-    lm.generate("Hello", method=compose(lm.model, "threshold+freedave", {"tau": 0.9}, block=6, words=259), **ask)
+    lm.generate("Hello", method=compose(lm.model, "threshold+freedave", {"tau": 0.9}, block=6, vocab_limit=259), **ask)
     assert len(lm.decoders) == programs  # another threshold is a value
 
 

@@ -41,6 +41,8 @@ from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.report import Work
 from paradec.learn.step import TrainState, accumulate
 from paradec.models import lora
+from paradec.models.mixers import KINDS, LayerSizes
+from paradec.models.recurrent import RecurrentLM
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
 from paradec.pretrained import read_tokenizer
@@ -109,20 +111,20 @@ def read(data: Data) -> Corpus:
     return Corpus(train, held, tokenizer.vocab_size, 0, facts | characters, kept)
 
 
-def start(config: Lm, corpus: Corpus, place: mesh.Placement) -> tuple[Transformer, PyTree]:
+def start(config: Lm, corpus: Corpus, place: mesh.Placement) -> tuple[Transformer | RecurrentLM, PyTree]:
     """The model and its first weights, laid out on the mesh."""
     key = jax.random.key(config.seed)
     if config.base:
         lm = load(config.base)
         model = lm.model
-        if not isinstance(model, Transformer):
+        if not isinstance(model, Transformer | RecurrentLM):
             raise InputError(f"{config.base} continues no text, so it has no next token to learn; see train/masked.py.")
         if corpus.vocab_size > model.vocab_size:
             raise InputError(
                 f"The tokenizer of {config.data.tokens} has {corpus.vocab_size} tokens and {config.base} only "
                 f"{model.vocab_size}; use --data.tokens {config.base}."
             )
-        if config.data.length - 1 > model.max_length:
+        if model.max_length is not None and config.data.length - 1 > model.max_length:
             raise InputError(
                 f"{config.base} reads at most {model.max_length} tokens, and rows of {config.data.length} were asked "
                 f"for; use --data.length {model.max_length + 1} or less."
@@ -132,20 +134,28 @@ def start(config: Lm, corpus: Corpus, place: mesh.Placement) -> tuple[Transforme
         model = shape(config, corpus.vocab_size)
         weights = params.init(model.specs(), key, params.shardings(model.specs(), place.mesh, place.rules))
     if config.lora:
-        weights = lora.adapt(weights, model.specs(), key, config.lora, pick=lambda name: name.startswith("blocks/"))
+        weights = lora.adapt(
+            weights, model.specs(), key, config.lora, pick=lambda name: name.startswith(("blocks/", "layers/"))
+        )
     return model, weights
 
 
-def shape(config: Lm, vocab_size: int) -> Transformer:
+def shape(config: Lm, vocab_size: int) -> Transformer | RecurrentLM:
     """The structure of a new model."""
     s = config.shape
+    if s.pattern:
+        sizes = LayerSizes(s.heads, s.kv_heads, s.head_dim, s.theta)
+        return RecurrentLM(
+            vocab_size=vocab_size, width=s.width, pattern=tuple(KINDS[kind](sizes) for kind in s.pattern),
+            repeats=s.layers // len(s.pattern), mlp_width=s.mlp, tied=s.tied,
+        )  # fmt: skip
     return Transformer(
         vocab_size=vocab_size, width=s.width, num_layers=s.layers, num_heads=s.heads, num_kv_heads=s.kv_heads,
         head_dim=s.head_dim, mlp_width=s.mlp, tied=s.tied, max_length=config.data.length - 1, rope=Rope(theta=s.theta),
     )  # fmt: skip
 
 
-def work(config: Lm, model: Transformer, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Work:
+def work(config: Lm, model: Transformer | RecurrentLM, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Work:
     """Tokens and operations of one step over all devices; what remat repeats is not counted."""
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype), batch)
     once = lambda t, f, b: accumulate(config.plan, NextToken(model), t, f, b, jax.random.key(0))
@@ -153,7 +163,9 @@ def work(config: Lm, model: Transformer, trainable: PyTree, frozen: PyTree, batc
     return Work(tokens=tokens, flops=flops.count(once, trainable, frozen, rows))
 
 
-def export(config: Lm, model: Transformer, weights: PyTree, corpus: Corpus, held: chain.HeldOut, kept: dict) -> None:
+def export(
+    config: Lm, model: Transformer | RecurrentLM, weights: PyTree, corpus: Corpus, held: chain.HeldOut, kept: dict
+) -> None:
     """Write the model as a Hugging Face folder, with training.json beside it, and say how good it is."""
     lines = [json.loads(line) for line in (config.run.out / "metrics.jsonl").read_text().splitlines()]
     last = [line["evaluation"] for line in lines if "evaluation" in line][-1]

@@ -26,6 +26,13 @@ from paradec.io.diffusion_gemma import (
 from paradec.io.dit import DIT, at_level_zero
 from paradec.io.hf_config import KNOWN, Config, read_config, write_config
 from paradec.io.names import Tensor, TensorEntry
+from paradec.io.recurrent import (
+    is_recurrent,
+    load_recurrent,
+    read_recurrent,
+    recurrent_tensors,
+    write_recurrent,
+)
 from paradec.io.regular_file import read_json
 from paradec.io.tensor_file import table, write
 from paradec.models.block_diffusion import BlockDiffusion
@@ -33,6 +40,7 @@ from paradec.models.diffusion_gemma import DiffusionGemma
 from paradec.models.diffusion_gemma_trees import GemmaWeights
 from paradec.models.dit import DiT, DiTWeights
 from paradec.models.nemotron_diffusion import NemotronDiffusion
+from paradec.models.recurrent import RecurrentLM, RecurrentWeights
 from paradec.models.transformer import Transformer, Weights
 
 _BLOCK = "model.layers.{}."
@@ -152,15 +160,16 @@ def load_hf(
     mask_id: int | None = None,
     block: int | None = None,
 ) -> tuple[
-    Transformer | DiT | BlockDiffusion | NemotronDiffusion | DiffusionGemma, Weights | DiTWeights | GemmaWeights
+    Transformer | DiT | BlockDiffusion | NemotronDiffusion | DiffusionGemma | RecurrentLM,
+    Weights | DiTWeights | GemmaWeights | RecurrentWeights,
 ]:
     """The model in a folder, and its weights as numpy arrays (`jax.device_put` moves them, with or without shardings).
 
     `dtype` None keeps the one named in config.json. A diffusion checkpoint is a `BlockDiffusion` or a
     `NemotronDiffusion`, for which `mask_id` and `block` win over config.json (see `read_diffusion`), or a
-    `DiffusionGemma`. Raises `UnknownName` for an architecture that paradec lacks, `InputError` for an option that does
-    not fit, and `WeightsError` for anything missing, damaged or left over: every tensor is read or is on the list of
-    ignored ones.
+    `DiffusionGemma`; a folder of paradec's own may be a `RecurrentLM`. Raises `UnknownName` for an architecture that
+    paradec lacks, `InputError` for an option that does not fit, and `WeightsError` for anything missing, damaged or
+    left over: every tensor is read or is on the list of ignored ones.
     """
     folder = Path(folder)
     where = str(folder / "config.json")
@@ -176,6 +185,13 @@ def load_hf(
             )
         gemma = read_diffusion_gemma(values, where, dtype)
         return gemma, names.load(gemma, ENTRIES, text_tensors(_open(folder)), track)
+    if is_recurrent(values):
+        if mask_id is not None or block is not None:
+            raise InputError(
+                f"{where} describes a recurrent model, which fills no canvas: leave out mask_id and block."
+            )
+        recurrent = read_recurrent(values, where, dtype)
+        return recurrent, load_recurrent(recurrent, _open(folder), track)
     config, model = _described(values, where, dtype, folder, mask_id, block)
     entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
     if isinstance(base, DiT):
@@ -205,8 +221,8 @@ def _described(
 
 def save_hf(
     folder: str | os.PathLike[str],
-    model: Transformer | DiT | BlockDiffusion | NemotronDiffusion | DiffusionGemma,
-    weights: Weights | DiTWeights | GemmaWeights,
+    model: Transformer | DiT | BlockDiffusion | NemotronDiffusion | DiffusionGemma | RecurrentLM,
+    weights: Weights | DiTWeights | GemmaWeights | RecurrentWeights,
 ) -> None:
     """Write config.json and model.safetensors, which `load_hf` and transformers read back to the same numbers.
 
@@ -214,6 +230,8 @@ def save_hf(
     weights in one step, so an interrupted write leaves no half file behind under that name.
     """
     folder = Path(folder)
+    if isinstance(model, RecurrentLM):
+        return _put(folder, write_recurrent(model), recurrent_tensors(weights))
     if isinstance(model, DiffusionGemma):
         return _save(folder, write_diffusion_gemma(model), model, ENTRIES, weights)
     base = model.base if isinstance(model, _ON_A_BASE) else model
@@ -229,8 +247,11 @@ def save_hf(
 
 
 def _save(folder: Path, config: Any, model: names.Architecture, entries: Sequence[TensorEntry], weights: Any) -> None:
+    _put(folder, config, dict(names.store(model, entries, jax.device_get(weights))))
+
+
+def _put(folder: Path, config: Any, tensors: Mapping[str, np.ndarray]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(names.store(model, entries, jax.device_get(weights)))
     write(folder / "model.safetensors", tensors)
     text_file.write(folder / "config.json", json.dumps(config, indent=2) + "\n")
 

@@ -124,6 +124,7 @@ class _Turn:
     kept: Checkpoints
     report: RunReport
     asked: _Terminated
+    warned: set[str] = dataclasses.field(default_factory=set)
 
     def all(self, state: TrainState, first: int) -> TrainState:
         """Every step that is left. Metrics are fetched one step late, so that the device never waits for the host."""
@@ -162,6 +163,7 @@ class _Turn:
         with clock("wait"):
             values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         self.report.step(n, values, clock)
+        self.check(n, values, now, state)
         if not values["finite"]:
             self.save(now, state, None)
             self.kept.wait()
@@ -169,6 +171,23 @@ class _Turn:
                 f"Loss or gradient of step {n} is not finite. The weights from before it are saved as step {now} in "
                 f"{self.run.out}; lower the learning rate, or start again to go on past this batch."
             )
+
+    def check(self, n: int, values: dict[str, float], now: int, state: TrainState) -> None:
+        """Say it once where a metric is above its first limit; above its second, save and raise `Diverged`."""
+        for name, (warn, most) in getattr(self.objective, "limits", {}).items():
+            found = values.get(name, 0.0)
+            if found > warn and name not in self.warned:
+                self.warned.add(name)
+                self.report.say(
+                    f"Step {n}: {name} is {found:.3g}, above {warn:g}; the run ends where it exceeds {most:g}."
+                )
+            if not found <= most:  # NaN too
+                self.save(now, state, None)
+                self.kept.wait()
+                raise Diverged(
+                    f"{name} of step {n} is {found:.3g}, above {most:g}: what was computed is not what the model says. "
+                    f"The weights are saved as step {now} in {self.run.out}; lower the learning rate, or solve exactly."
+                )
 
     def due(self, n: int) -> bool:
         """Whether an evaluation belongs to this step."""

@@ -4,7 +4,8 @@ An objective is `loss(trainable, frozen, batch, key) -> (total, weight, sums)`: 
 much that was (tokens, say), and further sums to report, each with what it is divided by. Sums, because micro-batches
 and hosts with uneven masks then add up to the loss of the whole batch, which means of means do not. One that changes
 over the run has `at(step)`, which returns the objective of that step; one that must know the whole batch before it sees
-a part of it has `over(frozen, batch)`, which returns the objective of that batch's parts. Source of what is trained:
+a part of it has `over(frozen, batch)`, which returns the objective of that batch's parts; one with `limits` bounds what
+it reports: name → (a run warns above this, and stops above that). Source of what is trained:
 `params.partition`, whose gaps (None) are invisible to gradients, optimiser, averages and checkpoints.
 """
 

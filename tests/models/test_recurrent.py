@@ -9,6 +9,9 @@ import pytest
 
 from paradec.errors import InputError
 from paradec.models.attention_mixer import Attention
+from paradec.models.cells.gru import GRU
+from paradec.models.cells.slstm import SLSTM
+from paradec.models.flash_rnn import FlashRNN
 from paradec.models.recurrent import RecurrentLM
 from paradec.models.transformer import Transformer
 from paradec.testing import model_laws as laws
@@ -16,6 +19,8 @@ from paradec.testing.tiny import drawn
 
 PATTERNS = {
     "attention": (Attention(4, 2, 8),),
+    "slstm": (FlashRNN(SLSTM(2, 8)),),
+    "mixed": (FlashRNN(GRU(2, 8)), Attention(4, 2, 8)),
     "two kinds": (Attention(4, 2, 8), Attention(2, 1, 8, window=3)),
 }
 

@@ -1,0 +1,43 @@
+"""The kinds of layers that a `RecurrentLM` can have, by the names that configurations give them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from paradec.models.attention_mixer import Attention
+from paradec.models.cells.elman import Elman
+from paradec.models.cells.gru import GRU
+from paradec.models.cells.headwise import HeadwiseCell
+from paradec.models.cells.lstm import LSTM
+from paradec.models.cells.slstm import SLSTM
+from paradec.models.flash_rnn import FlashRNN
+from paradec.models.mixer import Mixer
+from paradec.ops.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSizes:
+    """What a kind of layer may ask for. `head_dim` and `theta` are those of attention."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    theta: float = 10_000.0
+
+
+def _flash(cell: type[HeadwiseCell]) -> Callable[[LayerSizes], Mixer]:
+    return lambda s: FlashRNN(cell(s.heads, s.head_dim))
+
+
+KINDS: Mapping[str, Callable[[LayerSizes], Mixer]] = {
+    "attention": lambda s: Attention(s.heads, s.kv_heads, s.head_dim, Rope(theta=s.theta)),
+    "elman": _flash(Elman),
+    "lstm": _flash(LSTM),
+    "gru": _flash(GRU),
+    "slstm": _flash(SLSTM),
+}
+"""A mixer of each kind, of these sizes."""
+
+CLASSES: Mapping[str, type] = {c.__name__: c for c in (Attention, Rope, FlashRNN, Elman, LSTM, GRU, SLSTM)}
+"""What mixers are and are made of, by the names of the classes, as files of models hold them."""
