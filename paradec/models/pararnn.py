@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
@@ -155,11 +156,9 @@ class ParaRNN(Mixer):
 @functools.lru_cache(maxsize=64)
 def _try(cell: Any) -> None:
     """Raise `InputError` for a cell that is not what it declares, at random weights. Once a cell."""
-    import numpy as np
-
     rng, width = np.random.default_rng(0), cell.width
+    draw = lambda shape: (0.5 * rng.standard_normal(shape)).astype(np.float32)
     with jax.ensure_compile_time_eval():
-        draw = lambda spec: jnp.asarray(rng.standard_normal(spec.shape[1:]) * 0.5, jnp.float32)
-        w = jax.tree.map(draw, cell.specs(1, width, "float32"), is_leaf=is_spec)
-        u = cell.inputs(w, jnp.asarray(rng.standard_normal((2, width)), jnp.float32))
+        w = jax.tree.map(lambda spec: draw(spec.shape[1:]), cell.specs(1, width, "float32"), is_leaf=is_spec)
+        u = jax.jit(cell.inputs)(w, draw((2, width)))
         check_cell(cell.step, cell.recurrent(w), cell.zeros(2), u, cell.structure)

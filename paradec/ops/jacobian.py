@@ -96,7 +96,7 @@ def check_cell(step: Step, params: PyTree, h: PyTree, x: PyTree, structure: str,
     check_state(h, structure)
     check_shapes(step, params, h, x)
     rng = np.random.default_rng(seed)
-    draw = lambda like: jnp.asarray(0.5 * rng.standard_normal(like.shape), like.dtype)
+    draw = lambda like: (0.5 * rng.standard_normal(like.shape)).astype(like.dtype)
     state, tangent = jax.tree.map(draw, h), jax.tree.map(draw, h)
     x = jax.tree.map(lambda leaf: draw(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, x)
     finite, wrong, largest = jax.jit(functools.partial(_compared, step, structure))(params, state, x, tangent)
