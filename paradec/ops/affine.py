@@ -7,7 +7,7 @@ leaf, and everything else is elementwise. `a` has the rank that fits `b`, with a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +79,7 @@ def _einsum(subscripts: str) -> Callable[[Array, Array], Array]:
 
 def _dense_identity(a: Array) -> Array:
     eye = jnp.eye(a.shape[-1], dtype=a.dtype).reshape((1,) * (a.ndim - 2) + a.shape[-2:])
-    return filled(a, 0.0) + alike(eye, a)
+    return filled(a, 0.0) + eye
 
 
 STRUCTURES = {
@@ -95,15 +95,17 @@ STRUCTURES = {
 }
 
 
-def alike(x: Array, *others: Array) -> Array:
-    """`x`, said to vary over those mesh axes over which any of the others does: a loop inside `shard_map` asks that
-    what it carries goes out as it came in. Its gradient sums over them. Outside `shard_map` this does nothing."""
-    missing = frozenset().union(*(_varies_over(other) for other in others)) - _varies_over(x)
+def varying(x: Array, axes: Set[str]) -> Array:
+    """`x`, said to vary over these mesh axes besides its own: a loop inside `shard_map` asks that what it carries goes
+    out as it came in. Its gradient is then summed over them. Outside `shard_map` there are none."""
+    missing = axes - jax.typeof(x).manual_axis_type.varying
     return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
-def _varies_over(x: Array) -> frozenset:
-    return frozenset(jax.typeof(x).manual_axis_type.varying)
+def alike(trees: Any) -> Any:
+    """All leaves, said to vary over the mesh axes over which any of them does."""
+    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(trees)))
+    return jax.tree.map(lambda x: varying(x, axes), trees)
 
 
 def filled(x: Array, value: float) -> Array:

@@ -70,7 +70,7 @@ def flash_rnn(
     if states is None:
         states = jnp.zeros((cell.states, B, 1, N, D), dtype)
     first = tuple(x[:, 0].swapaxes(0, 1).astype(dtype) for x in states)
-    inputs = wx.transpose(1, 3, 0, 2, 4).reshape(T, N, B, -1)  # "T N B Gi*D": heads lead, so a step's product is one
+    inputs = wx.transpose(1, 3, 0, 2, 4).reshape(T, N, B, cell.gates.input * D)  # heads lead: a step is one product
     matrix = r.transpose(1, 3, 0, 2).reshape(N, D, -1)  # "N in Gr*out"
     reset = None if segment is None else jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0))).T
     facts = (reset, None if valid is None else valid.T)

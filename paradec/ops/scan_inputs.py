@@ -34,8 +34,7 @@ def fitted(kind: str, a: Any, b: Any, h0: Any) -> tuple[Any, Any, Any]:
         a = jax.tree.map(lambda x: jnp.broadcast_to(x, whole), a)
     leaves, tree = jax.tree.flatten((a, b, h0))
     wide = jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32
-    leaves = [x.astype(wide) for x in leaves]
-    return jax.tree.unflatten(tree, [affine.alike(x, *leaves) for x in leaves])
+    return affine.alike(jax.tree.unflatten(tree, [x.astype(wide) for x in leaves]))
 
 
 def _block(a: Any, b: Any) -> tuple[Any, Any]:
@@ -92,19 +91,44 @@ def check_flags(kind: str, b: Any, segment: Array | None, valid: Array | None) -
         raise InputError(f"segment and valid must have one shape; they are {segment.shape} and {valid.shape}.")
 
 
-def borders(segment: Int[Array, "T ..."], valid: Bool[Array, "T ..."] | None, reverse: bool) -> Bool[Array, "T ..."]:
-    """Where the id is another than at the valid step before, in the direction of travel. The first step has none."""
+def borders(
+    segment: Int[Array, "T ..."], valid: Bool[Array, "T ..."] | None, reverse: bool, edge: tuple | None = None
+) -> Bool[Array, "T ..."]:
+    """Where the id is another than at the valid step before, in the direction of travel.
+
+    `edge` says of the part of a sequence that is before this one whether it has a valid step, and the last one's id.
+    Without one, there is no step before the first.
+    """
+    first = segment[-1 if reverse else 0]
+    has_edge, id_of_edge = (jnp.zeros_like(first, bool), first) if edge is None else edge
     if valid is None:
-        return segment != affine.before(segment, segment[-1 if reverse else 0], reverse)
-    T = len(segment)
-    # Forward, ids 1 1 7 1 2 with the 7 invalid: the last valid step is 0 1 1 3 4, so the step before is none 0 1 1 3,
-    # its ids 1 1 1 1, and only the last step is a border.
-    step = lax.broadcasted_iota(jnp.int32, segment.shape, 0)
-    none = T if reverse else -1
-    last = lax.cummin(jnp.where(valid, step, T), 0, True) if reverse else lax.cummax(jnp.where(valid, step, -1), 0)
-    previous = affine.before(last, affine.alike(jnp.full(segment.shape[1:], none), last), reverse)
-    id_before = jnp.take_along_axis(segment, jnp.clip(previous, 0, T - 1), axis=0)
-    return valid & (previous != none) & (segment != id_before)
+        return segment != affine.before(segment, jnp.where(has_edge, id_of_edge, first), reverse)
+    none = len(segment) if reverse else -1
+    # Ids 1 1 7 1 2, the 7 not valid: the last valid steps are 0 1 1 3 4, those before each step none 0 1 1 3 with the
+    # ids - 1 1 1 1, and the last step is the only border.
+    last = _last_valid(valid, reverse)
+    previous = affine.before(last, jnp.full_like(last[0], none), reverse)
+    id_before = jnp.take_along_axis(segment, jnp.clip(previous, 0, len(segment) - 1), axis=0)
+    inside = previous != none
+    return valid & (inside | has_edge) & (segment != jnp.where(inside, id_before, id_of_edge))
+
+
+def last_id(segment: Int[Array, "T ..."], valid: Bool[Array, "T ..."] | None, reverse: bool) -> tuple[Array, Array]:
+    """Whether there is a valid step, and the id of the last one, in the direction of travel."""
+    end = 0 if reverse else -1
+    if valid is None:
+        return jnp.ones_like(segment[end], bool), segment[end]
+    last = _last_valid(valid, reverse)[end]
+    id_ = jnp.take_along_axis(segment, jnp.clip(last, 0, len(segment) - 1)[None], axis=0)[0]
+    return valid.any(axis=0), id_
+
+
+def _last_valid(valid: Bool[Array, "T ..."], reverse: bool) -> Int[Array, "T ..."]:
+    """The last valid step so far, itself included; where there is none, -1 or, backwards, T."""
+    step = lax.broadcasted_iota(jnp.int32, valid.shape, 0)
+    if reverse:
+        return lax.cummin(jnp.where(valid, step, len(valid)), axis=0, reverse=True)
+    return lax.cummax(jnp.where(valid, step, -1), axis=0)
 
 
 def masked(structure: Structure, a: Any, b: Any, border: Array | None, valid: Array | None) -> tuple[Any, Any]:
