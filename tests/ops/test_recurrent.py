@@ -51,8 +51,8 @@ def run(*operands, cell, unroll=1, gradient_clip=None, **facts):
 def plainly(wx, r, b, states, *, cell, clip=None, segment=None, valid=None):
     """The recurrence as a scan that jax differentiates itself, written from the equations, batch first."""
     (_, given, bias), T = cell.gates, wx.shape[1]
-    segment = jnp.zeros(wx.shape[:2], int) if segment is None else segment
-    valid = jnp.ones(wx.shape[:2], bool) if valid is None else valid
+    segment = np.zeros(wx.shape[:2], int) if segment is None else segment
+    valid = np.ones(wx.shape[:2], bool) if valid is None else valid
 
     def step(states, each):
         x, reset, real = each
@@ -65,8 +65,11 @@ def plainly(wx, r, b, states, *, cell, clip=None, segment=None, valid=None):
         states = jnp.where(real[None, :, None, None], new, states)
         return states, states
 
-    reset = jnp.concatenate([jnp.zeros((len(wx), 1), bool), segment[:, 1:] != segment[:, :-1]], axis=1)
-    over_time = (wx.swapaxes(0, 1), reset.T, valid.T)
+    reset = np.zeros(valid.shape, bool)
+    for row in range(len(reset)):  # where the id is another than at the last valid step
+        real = np.flatnonzero(valid[row])
+        reset[row, real[1:]] = np.diff(np.asarray(segment[row])[real]) != 0
+    over_time = (wx.swapaxes(0, 1), jnp.asarray(reset.T), jnp.asarray(valid.T))
     return lax.scan(step, states[:, :, 0], over_time, length=T)[1].transpose(1, 2, 0, 3, 4)
 
 
@@ -107,13 +110,14 @@ def test_numbers(name):
 def test_values_and_gradients_are_those_of_a_plain_scan(cell):
     """With states to begin from, documents, padding and a bound on what reaches h through R."""
     operands = drawn(cell)
-    segment = jnp.asarray([[0] * T, [0] * 3 + [1] * (T - 3)])
-    valid = jnp.ones((B, T), bool).at[0, 4].set(False).at[1, :2].set(False).at[1, 3].set(False)
+    segment, valid = np.zeros((B, T), int), np.ones((B, T), bool)
+    segment[1, 3:], segment[0, 4] = 1, 5
+    valid[0, 4], valid[1, :2], valid[1, 3] = False, False, False  # what is not valid begins no segment
     facts = dict(segment=segment, valid=valid)
     wanted = jnp.cos(jnp.arange(cell.states * B * T * N * D, dtype=jnp.float32)).reshape(cell.states, B, T, N, D)
     # Clipped to far less than most of these gradients are: without the bound they are others.
     weighed = lambda states: (jnp.sum(wanted * states), states)
-    mine = lambda *o: weighed(flash_rnn(*o, cell=cell, gradient_clip=0.05, **facts)[0])
+    mine = lambda *o: weighed(flash_rnn(*o, cell=cell, gradient_clip=0.05, **jax.tree.map(jnp.asarray, facts))[0])
     theirs = lambda *o: weighed(plainly(*o, cell=cell, clip=0.05, **facts))
     every = dict(argnums=(0, 1, 2, 3), has_aux=True)
     ((_, a), da), ((_, b), db) = (jax.jit(jax.value_and_grad(f, **every))(*operands) for f in (mine, theirs))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,7 +72,7 @@ def tiled(shape: Sequence[int], size: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How a kernel is started. The last axis of the grid runs in order (time); those before it are independent."""
+    """ScanForm a kernel is started. The last axis of the grid runs in order (time); those before it are independent."""
 
     name: str
     body: Callable[..., None]
@@ -110,17 +111,14 @@ class Launch:
         return blocks + sum(tiled(shape, jnp.dtype(dtype).itemsize) for shape, dtype in self.scratch)
 
 
-def on_platform(build: Callable[[str, bool], Callable[..., Any]], platform: str | None, *arrays: Any) -> Any:
-    """`build(platform, interpret)(*arrays)` for the platform that the program is lowered for.
+def on_platform(kernels: Mapping[str, Callable[..., Any]], platform: str | None, *arrays: Any) -> Any:
+    """The result of the kernel for the platform that the program is lowered for.
 
     Args:
-        build: makes the function for "tpu" or "gpu", in interpret mode or not.
-        platform: "tpu" or "gpu" fixes the kernel (interpreted where this process has no such device and the program is
-            not lowered for one); None leaves it to the lowering: on a CPU the TPU kernel is interpreted, which is right
-            and slow.
+        kernels: by "tpu" and "gpu" (or one of them), each taking the arrays and `interpret`, all with results alike.
+        platform: "tpu" or "gpu" fixes the kernel, which is interpreted where the program is lowered for a CPU. None
+            leaves it to the lowering: for a CPU the first of the kernels is interpreted, which is right and slow.
     """
-    if platform is None:
-        kernels = dict(cpu=build("tpu", True), tpu=build("tpu", False), cuda=build("gpu", False))
-    else:
-        kernels = dict(cpu=build(platform, True), default=build(platform, False))
-    return lax.platform_dependent(*arrays, **kernels)
+    kernels = {platform: kernels[platform]} if platform else kernels
+    lowered = {{"gpu": "cuda"}.get(name, name): partial(kernel, interpret=False) for name, kernel in kernels.items()}
+    return lax.platform_dependent(*arrays, cpu=partial(next(iter(kernels.values())), interpret=True), **lowered)
