@@ -102,9 +102,14 @@ def varying(x: Array, axes: Set[str]) -> Array:
     return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
+def varies(trees: Any) -> frozenset[str]:
+    """The mesh axes over which any leaf is said to vary; none outside `shard_map`, or where that does not check."""
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(trees)))
+
+
 def alike(trees: Any) -> Any:
     """All leaves, said to vary over the mesh axes over which any of them does."""
-    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(trees)))
+    axes = varies(trees)
     return jax.tree.map(lambda x: varying(x, axes), trees)
 
 
@@ -172,21 +177,21 @@ def lanes(structure: Structure, a: Any, b: Any, h0: Any, reverse: bool, chunk: i
     a, b = _side_by_side(structure, a, b, chunk)
     ends = sequential(structure, *_composed(structure, a, b, reverse), h0, reverse)
     h = sequential(structure, a, b, before(ends, h0, reverse), reverse)
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:T], h)
+    return jax.tree.map(lambda x: _joined(jnp.swapaxes(x, 0, 1))[:T], h)
 
 
 def chunked(structure: Structure, a: Any, b: Any, h0: Any, reverse: bool, chunk: int) -> Any:
     """Chunk after chunk, each of them all at once."""
     T = length(b)
     a, b = _padded(structure, a, b, chunk)
-    a, b = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (a, b))
+    a, b = jax.tree.map(lambda x: _split(x, chunk), (a, b))
 
     def one(h: Any, ab: tuple) -> tuple[Any, Any]:
         states = associative(structure, *ab, h, reverse)
         return at(states, 0 if reverse else -1), states
 
     h = lax.scan(one, h0, (a, b), reverse=reverse)[1]
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:T], h)
+    return jax.tree.map(lambda x: _joined(x)[:T], h)
 
 
 def total(structure: Structure, a: Any, b: Any, reverse: bool, chunk: int) -> tuple[Any, Any]:
@@ -203,8 +208,15 @@ def _composed(structure: Structure, a: Any, b: Any, reverse: bool) -> tuple[Any,
 
 def _side_by_side(structure: Structure, a: Any, b: Any, chunk: int) -> tuple[Any, Any]:
     """Steps of a chunk first, then chunks."""
-    fold = lambda x: jnp.swapaxes(x.reshape(-1, chunk, *x.shape[1:]), 0, 1)
-    return jax.tree.map(fold, _padded(structure, a, b, chunk))
+    return jax.tree.map(lambda x: jnp.swapaxes(_split(x, chunk), 0, 1), _padded(structure, a, b, chunk))
+
+
+def _split(x: Array, chunk: int) -> Array:
+    return x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:])
+
+
+def _joined(x: Array) -> Array:
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _padded(structure: Structure, a: Any, b: Any, chunk: int) -> tuple[Any, Any]:

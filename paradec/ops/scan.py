@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from paradec import mesh
 from paradec.errors import InputError, UnknownName, at_least
 from paradec.ops import affine
 from paradec.ops.affine import STRUCTURES, Leaves, Structure
@@ -65,8 +66,8 @@ def affine_scan(
         implementation: "sequential" is a loop over time. "associative" composes all neighbours in log2 T rounds, and is
             for short axes. "lanes" runs chunks side by side, "chunk" one after the other with "associative" inside;
             both are "associative" where one chunk is enough. "kernel" is a Pallas kernel. "auto" is settled when the
-            program is compiled for its platform: a loop on a CPU, elsewhere a kernel where there is one for these
-            shapes, else "lanes".
+            program is compiled for its platform: the loop on a CPU, where it was the fastest at every length measured;
+            elsewhere "lanes", or a kernel if there is one for these shapes and the devices in use.
         chunk: steps of a chunk, at least 1; a T that is no multiple is padded.
         segment: whole numbers "T ..." with the first axes of `b`. Where the id differs from that of the step before,
             the state is zero before the step. The first step goes on from `h0`, whatever its id. An infinite state, or
@@ -142,9 +143,9 @@ def gradient_of_a(structure: Structure, a: Any, adjoint: Any, previous: Any) -> 
 def run(form: Form, a: Any, b: Any, h0: Any) -> Any:
     """The states, as the form says."""
     if form.implementation == "auto":
-        settled = lambda platform: partial(run, form._replace(implementation=_chosen(form, a, b, platform)))
-        on = {platform: settled(platform) for platform in ("cpu", "tpu", "cuda")}
-        return lax.platform_dependent(a, b, h0, default=settled("other"), **on)
+        as_ = lambda implementation: partial(run, form._replace(implementation=implementation))
+        kernel = {} if (platform := _kernel_platform(form, a, b)) is None else {platform: as_("kernel")}
+        return lax.platform_dependent(a, b, h0, cpu=as_("sequential"), default=as_("lanes"), **kernel)
     if form.implementation == "sequential":
         return affine.sequential(form.structure, a, b, h0, form.reverse)
     h = _in_parallel(form, a, b, h0)
@@ -155,33 +156,53 @@ def run(form: Form, a: Any, b: Any, h0: Any) -> Any:
 
 def _in_parallel(form: Form, a: Any, b: Any, h0: Any) -> Any:
     if form.implementation == "kernel":
-        return _kernels().compute(form.kind, a, b, h0, form.reverse)
+        return _kernel(form, a, b, h0)
     if form.implementation == "associative" or affine.length(b) <= form.chunk:
         return affine.associative(form.structure, a, b, h0, form.reverse)
     way = affine.lanes if form.implementation == "lanes" else affine.chunked
     return way(form.structure, a, b, h0, form.reverse, form.chunk)
 
 
-def _chosen(form: Form, a: Any, b: Any, platform: str) -> str:
-    """What "auto" means on a platform. On a CPU the compiled loop was the fastest at every length measured."""
-    if platform == "cpu":
-        return "sequential"
-    return "lanes" if _refusal(form, a, b, platform) else "kernel"
+def _kernel_platform(form: Form, a: Any, b: Any) -> str | None:
+    """For which platform "auto" takes a kernel: that of the mesh in use, or else of this process, if there is one.
+
+    Not for whatever a program may be lowered for: tracing the kernels takes twenty times as long as the loop.
+    """
+    place = mesh.current()
+    here = jax.default_backend() if place is None else place.mesh.devices.flat[0].platform
+    here = "cuda" if here == "gpu" else here
+    return here if here in ("tpu", "cuda") and refusal(form, a, b, here) is None else None
 
 
 def check_kernel(form: Form, a: Any, b: Any) -> None:
     """Raise `InputError` if a kernel is asked for where there is none for this scan."""
-    if form.implementation == "kernel" and (refusal := _refusal(form, a, b, None)):
-        raise InputError(refusal)
+    if form.implementation == "kernel" and (sentence := refusal(form, a, b, jax.default_backend())):
+        raise InputError(sentence)
 
 
-def _refusal(form: Form, a: Any, b: Any, platform: str | None) -> str | None:
-    """Why no kernel computes this scan on a platform (None: on any), or None."""
+def refusal(form: Form, a: Any, b: Any, platform: str) -> str | None:
+    """Why no kernel computes this scan on a platform, as a sentence; None if one does. On a CPU it is interpreted."""
     try:
         kernels = _kernels()
     except ImportError:
         return "This installation has no kernels for scans; use implementation='auto' or 'lanes'."
-    return kernels.refusal(form.kind, a, b, platform)
+    leaves = jax.tree.leaves((a, b))
+    if form.kind == "dense":
+        return "There is no kernel for dense scans; use implementation='auto' or 'lanes'."
+    if any(x.dtype != jnp.float32 for x in leaves):
+        return "Kernels of scans compute in float32, and this scan is in float64; use implementation='auto' or 'lanes'."
+    if affine.varies(leaves):
+        return "Inside shard_map, kernels of scans need its option check_vma=False; or use implementation='lanes'."
+    k = len(jax.tree.leaves(b))
+    return kernels.affine.refusal(jax.tree.leaves(b)[0].shape, k, "gpu" if platform == "cuda" else platform)
+
+
+def _kernel(form: Form, a: Any, b: Any, h0: Any) -> Any:
+    kernels = _kernels()
+    if form.kind == "diagonal":
+        return kernels.diagonal(a, b, h0, form.reverse)
+    a = jax.tree.map(lambda x: jnp.broadcast_to(x, b[0].shape), a)
+    return kernels.block(a, b, h0, form.reverse)
 
 
 def _kernels() -> ModuleType:

@@ -110,7 +110,7 @@ def borders(
     previous = affine.before(last, jnp.full_like(last[0], none), reverse)
     id_before = jnp.take_along_axis(segment, jnp.clip(previous, 0, len(segment) - 1), axis=0)
     inside = previous != none
-    return valid & (inside | has_edge) & (segment != jnp.where(inside, id_before, id_of_edge))
+    return valid & (inside | has_edge[None]) & (segment != jnp.where(inside, id_before, id_of_edge[None]))
 
 
 def last_id(segment: Int[Array, "T ..."], valid: Bool[Array, "T ..."] | None, reverse: bool) -> tuple[Array, Array]:

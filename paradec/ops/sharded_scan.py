@@ -73,8 +73,8 @@ def sharded_scan(
         checked: as for `affine_scan`, and also whether the exchanged maps have overflowed: then the devices compute one
             after the other, all taking the same branch.
 
-    The other arguments are those of `affine_scan`; ids of segments are compared across devices too. Raises the same, and
-    `InputError` outside a `shard_map` over that axis.
+    The other arguments are those of `affine_scan`; ids of segments are compared across devices too. Raises what it
+    raises, and `InputError` outside a `shard_map` over that axis.
     """
     if exchange not in EXCHANGES:
         raise UnknownName("exchange of a sharded scan", str(exchange), EXCHANGES)

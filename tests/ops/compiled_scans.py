@@ -1,6 +1,6 @@
-"""What the TPU compiler makes of affine scans over 8,192 steps of 2,048 states: memory, as JSON, for tests/test_explain.py.
+"""What the TPU compiler makes of affine scans over 8,192 steps of 2,048 states: memory, as JSON.
 
-A process of its own, with the variables of `paradec.explain.child.environment`. Names of programs are arguments.
+For tests/test_explain.py, which starts it with the variables of `paradec.explain.child.environment` and names programs.
 """
 
 from __future__ import annotations
