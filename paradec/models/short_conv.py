@@ -51,11 +51,11 @@ def conv_rows(
 
 
 def conv_commit(
-    tail: Float[Array, "L B W-1 D"],
+    tail: Float[Array, "L B tail D"],
     x: Float[Array, "L B N D"],
     path: Int[Array, "B P"] | None,
     count: Int[Array, "B"],
-) -> Float[Array, "L B W-1 D"]:
+) -> Float[Array, "L B tail D"]:
     """The last W - 1 inputs after rows `path[:count]`: of the old tail and the kept rows together, the end."""
     kept = x if path is None else jnp.take_along_axis(x, path[None, :, :, None], axis=2)
     both = jnp.concatenate([tail, kept.astype(tail.dtype)], axis=2)
