@@ -18,7 +18,7 @@ from paradec.models.mixers import KINDS, LayerSizes
 from paradec.models.recurrent import RecurrentLM
 from paradec.testing.tiny import drawn
 
-SIZES = LayerSizes(heads=4, kv_heads=2, head_dim=8)
+SIZES = LayerSizes(width=32, heads=4, kv_heads=2, head_dim=8)
 MODEL = RecurrentLM(29, 32, (FlashRNN(SLSTM(2, 8)), Attention(4, 2, 8)), repeats=2, mlp_width=24, tied=False)
 
 
