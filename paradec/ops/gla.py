@@ -6,8 +6,9 @@ which its own step reads undecayed. `ops.gla_rows` has the form for the rows of 
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ def gla(
         scale: factor on q; None: K ** -0.5.
         implementation: "recurrent" is a loop over time, which keeps all states for its gradient. "chunk" computes
             chunks with matrix products, in two levels, and keeps its inputs and a state a chunk. "kernel" is a Pallas
-            kernel. "auto": the loop up to `SHORT` steps; else a kernel where the program is compiled for a platform
-            that has one, else chunks.
+            kernel. "auto": the loop up to `SHORT` steps, and on a CPU if no gradient is taken; else a kernel where the
+            program is compiled for a platform that has one, else chunks.
         chunk: steps of a chunk, a multiple of `sub_chunk`; a T that is no multiple is padded.
         segment: where the id differs from that of the step before, the state is zero before the step. The first step
             goes on from `state`, whatever its id.
@@ -70,16 +71,16 @@ def gla(
     if chunk % sub_chunk:
         raise InputError(f"chunk must be a multiple of sub_chunk; they are {chunk} and {sub_chunk}.")
     dtype, (B, T, H, K) = state_dtype(q), k.shape
-    state = jnp.zeros((B, H, K, v.shape[3]), dtype) if state is None else state.astype(dtype)
+    first = jnp.zeros((B, H, K, v.shape[3]), dtype) if state is None else state.astype(dtype)
     if T == 0:
-        return jnp.zeros((B, 0, q.shape[2], v.shape[3]), q.dtype), state
+        return jnp.zeros((B, 0, q.shape[2], v.shape[3]), q.dtype), first
     scale = K**-0.5 if scale is None else scale
     if valid is not None:
-        q, k, g = (jnp.where(valid[..., None, None], x, 0) for x in (q, k, g))
+        q, k, v, g = (jnp.where(valid[..., None, None], x, 0) for x in (q, k, v, g))
     wide = (q.astype(dtype) * scale, k.astype(dtype), v.astype(dtype), bounded(g.astype(dtype)))
     border = jnp.zeros((B, T), bool) if segment is None else borders(segment, valid)
-    o, state = _chosen(implementation, T, chunk, sub_chunk)(*wide, state, border)
-    return o.astype(q.dtype), state
+    o, last = _chosen(implementation, T, chunk, sub_chunk)(*wide, first, border)
+    return o.astype(q.dtype), last
 
 
 def gla_step(
@@ -155,37 +156,57 @@ def borders(segment: Int[Array, "B T"], valid: Bool[Array, "B T"] | None) -> Boo
 
 
 def _chosen(implementation: str, T: int, chunk: int, sub_chunk: int) -> Any:
-    form = lambda *operands: _chunked(*operands, chunk=chunk, sub_chunk=sub_chunk)
+    sizes = (chunk, sub_chunk)
     if implementation == "recurrent" or (implementation == "auto" and T <= SHORT):
         return _recurrent
     if implementation == "chunk":
-        return form
-    try:
-        kernels = _kernels()
-    except ImportError:
-        if implementation == "auto":
-            return form
-        raise InputError('This installation has no kernel for gated linear attention; use "auto" or "chunk".') from None
-    sizes = dict(chunk=chunk, sub_chunk=sub_chunk)
-    kernel = lambda platform: lambda *operands: _by_kernel(kernels, platform, *operands, **sizes)
-    if implementation == "kernel":
-        return kernel(None)
-    return lambda *operands: lax.platform_dependent(*operands, tpu=kernel("tpu"), default=form)
+        return partial(_chunked, sizes)
+    if implementation == "auto":
+        return partial(_auto, sizes)
+    if not _kernels():
+        raise InputError('This installation has no kernel for gated linear attention; use "auto" or "chunk".')
+    return partial(_by_kernel, sizes, None)
 
 
-def _kernels() -> ModuleType:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _auto(sizes: tuple[int, int], *operands: Array) -> tuple[Array, Array]:
+    """On a CPU the loop was the fastest at every length measured, and with a gradient, for which it keeps all states,
+    chunks were."""
+    return lax.platform_dependent(*operands, cpu=_recurrent, **_on_accelerators(sizes))
+
+
+def _auto_forward(sizes: tuple[int, int], *operands: Array) -> tuple[tuple[Array, Array], Any]:
+    *numbers, border = operands
+    form = lambda *numbers: lax.platform_dependent(*numbers, border, **_on_accelerators(sizes))
+    return jax.vjp(form, *numbers)
+
+
+def _auto_backward(sizes: tuple[int, int], pull: Any, given: tuple[Array, Array]) -> tuple:
+    return (*pull(given), None)
+
+
+_auto.defvjp(_auto_forward, _auto_backward)
+
+
+def _on_accelerators(sizes: tuple[int, int]) -> dict[str, Any]:
+    kernel = {"tpu": partial(_by_kernel, sizes, "tpu")} if _kernels() else {}
+    return kernel | {"default": partial(_chunked, sizes)}
+
+
+def _kernels() -> ModuleType | None:
     """Imported when it is first asked for: not every program pays for Pallas, nor does every machine have it."""
-    from paradec.ops.kernels import gla as kernels
-
+    try:
+        from paradec.ops.kernels import gla as kernels
+    except ImportError:
+        return None
     return kernels
 
 
 def _by_kernel(
-    kernels: ModuleType, platform: str | None, q: Array, k: Array, v: Array, g: Array, state: Array, border: Array,
-    *, chunk: int, sub_chunk: int,
-) -> tuple[Array, Array]:  # fmt: skip
+    sizes: tuple[int, int], platform: str | None, q: Array, k: Array, v: Array, g: Array, state: Array, border: Array
+) -> tuple[Array, Array]:
     """A kernel knows one query a key, and no borders: there the gate takes all that a state of numbers holds."""
-    group = q.shape[2] // k.shape[2]
+    kernels, group, (chunk, sub_chunk) = _kernels(), q.shape[2] // k.shape[2], sizes
     g = jnp.where(border[..., None, None], _floor(g.dtype), g)
     if group > 1:
         k, v, g, state = (jnp.repeat(x, group, axis=i) for x, i in ((k, 2), (v, 2), (g, 2), (state, 1)))
@@ -221,11 +242,11 @@ def _step(
 
 
 def _chunked(
-    q: Array, k: Array, v: Array, g: Array, state: Array, border: Array, *, chunk: int, sub_chunk: int
+    sizes: tuple[int, int], q: Array, k: Array, v: Array, g: Array, state: Array, border: Array
 ) -> tuple[Float[Array, "B T Q V"], Float[Array, "B H K V"]]:
     """Chunk after chunk. A short sequence is one chunk of as few sub-chunks as it needs; the rest are zeros."""
     B, T, H, K = k.shape
-    c = min(sub_chunk, T)
+    chunk, c = sizes[0], min(sizes[1], T)
     C = min(chunk, -(-T // c) * c)
     n = -(-T // C)
     pad = lambda x: jnp.pad(x, ((0, 0), (0, n * C - T)) + ((0, 0),) * (x.ndim - 2))
@@ -233,6 +254,6 @@ def _chunked(
     queries = pad(q).reshape(B, n, C, H, -1, K).transpose(1, 0, 3, 4, 2, 5)
     edges = pad(border).reshape(B, n, C).swapaxes(0, 1)
     x = gla_chunk.Inputs(queries, heads(k), heads(v), heads(g), edges)
-    o, state = gla_chunk.run(c, x, state)
+    o, state = cast(Any, gla_chunk.run(c, x, state))
     o = o.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * C, q.shape[2], -1)
     return o[:, :T], state

@@ -7,7 +7,7 @@ Gates are at most 0, and every factor that is taken to a power is at most 1: no 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,8 @@ def run(
 
 
 def _forward(c: int, x: Inputs, state: Array) -> tuple[tuple[Array, Array], tuple[Inputs, Array]]:
-    return run(c, x, state), (x, state)
+    found: Any = run(c, x, state)
+    return found, (x, state)
 
 
 def _backward(c: int, saved: tuple[Inputs, Array], given: tuple[Array, Array]) -> tuple[Inputs, Array]:
@@ -150,7 +151,7 @@ def _backward(c: int, saved: tuple[Inputs, Array], given: tuple[Array, Array]) -
         d_g = of_gates(now, d_q, d_k, jnp.sum(after * d_state, axis=-1))
         d_q = d_q + d_own[..., None] * now.k[:, :, None]
         d_k = d_k + jnp.sum(d_own[..., None] * now.q, axis=2)
-        return d_before, Inputs(d_q, d_k, d_v, d_g, None)
+        return d_before, now._replace(q=d_q, k=d_k, v=d_v, g=d_g, border=None)
 
     _, before = lax.scan(forth, first, x)
     d_first, grads = lax.scan(back, given[1], (x, before, given[0]), reverse=True)
