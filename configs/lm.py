@@ -154,6 +154,29 @@ def shakespeare() -> Lm:
     return dataclasses.replace(tiny(), data=Data(kind="text"), plan=plan, batch=12, run=run)
 
 
+def _of_layers(kind: str, mlp: int) -> Lm:
+    """`shakespeare` with another kind of layer, and MLPs that make up for its parameters: 800 thousand, to 0.5 %."""
+    plain = shakespeare()
+    shape = dataclasses.replace(plain.shape, pattern=(kind,), mlp=mlp)
+    run = dataclasses.replace(plain.run, out=Path(f"out/lm-shakespeare-{kind.replace('_', '-')}"))
+    return dataclasses.replace(plain, shape=shape, run=run)
+
+
+def shakespeare_gla() -> Lm:
+    """`shakespeare` by gated linear attention: as many parameters, steps and tokens."""
+    return _of_layers("gla", 336)
+
+
+def shakespeare_pararnn() -> Lm:
+    """`shakespeare` by ParaGRU layers, nonlinear recurrences that Newton's method solves in parallel."""
+    return _of_layers("para_gru", 352)
+
+
+def shakespeare_slstm() -> Lm:
+    """`shakespeare` by sLSTM layers, whose recurrent matrices no scan can take apart."""
+    return _of_layers("slstm", 256)
+
+
 def shakespeare_gpu() -> Lm:
     """The same at nanoGPT's size for a GPU: 6 layers of 384, 5000 steps of 64 x 256."""
     shape = Shape(layers=6, width=384, heads=6, kv_heads=6, head_dim=64, mlp=1024)
@@ -185,4 +208,7 @@ def llama3_8b() -> Lm:
     )  # fmt: skip
 
 
-PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in (tiny, shakespeare, shakespeare_gpu, smollm2, llama3_8b)}
+PUBLISHED = (
+    tiny, shakespeare, shakespeare_pararnn, shakespeare_slstm, shakespeare_gpu, smollm2, llama3_8b,
+)  # fmt: skip
+PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in PUBLISHED}

@@ -85,7 +85,7 @@ def test_a_given_denoiser_is_the_one_that_a_block_makes():
 
 def test_a_recurrence_is_compiled_in_the_other_process():
     report = explain("ar", MODELS["recurrence"], slots=16, dtype="float32")
-    assert report.title.startswith("One step of ar on the given GatedRecurrence") and report.fits
+    assert report.title.startswith("One step of ar on the given RecurrentLM") and report.fits
     assert report.counted.cache == 4 * 2 * 32 and report.request.model["width"] == 32
 
 

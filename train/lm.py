@@ -144,7 +144,7 @@ def shape(config: Lm, vocab_size: int) -> Transformer | RecurrentLM:
     """The structure of a new model."""
     s = config.shape
     if s.pattern:
-        sizes = LayerSizes(s.heads, s.kv_heads, s.head_dim, s.theta)
+        sizes = LayerSizes(s.width, s.heads, s.kv_heads, s.head_dim, s.theta)
         return RecurrentLM(
             vocab_size=vocab_size, width=s.width, pattern=tuple(KINDS[kind](sizes) for kind in s.pattern),
             repeats=s.layers // len(s.pattern), mlp_width=s.mlp, tied=s.tied,

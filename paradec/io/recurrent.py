@@ -1,7 +1,7 @@
 """Folders of a `RecurrentLM`: its structure in config.json, and one tensor for every leaf of its parameter tree.
 
 No format of others can say which mixers a model has, so this one is paradec's own: a dataclass is a JSON object with
-its class under "kind", and a tensor has the name of its leaf, with the axis of layers in it.
+its class under "class", and a tensor has the name of its leaf, with the axis of layers in it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _written(value: Any) -> Any:
         kind = type(value).__name__
         if KINDS.get(kind) is not type(value):
             raise InputError(f"{kind} has no place in a config.json: paradec writes {', '.join(KINDS)}.")
-        return {"kind": kind} | {f.name: _written(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": kind} | {f.name: _written(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return [_written(x) for x in value] if isinstance(value, tuple) else value
 
 
@@ -58,10 +58,10 @@ def read_recurrent(values: Any, where: str, dtype: str | None = None) -> Recurre
 
 def _read(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        kind = value.get("kind")
+        kind = value.get("class")
         if kind not in KINDS:
-            raise WeightsError(f"{where} is of the kind {shown(kind)}; paradec knows {', '.join(KINDS)}.")
-        made = {name: _read(x, f"{where}.{name}") for name, x in value.items() if name != "kind"}
+            raise WeightsError(f"{where} is of the class {shown(kind)}; paradec knows {', '.join(KINDS)}.")
+        made = {name: _read(x, f"{where}.{name}") for name, x in value.items() if name != "class"}
         known = {f.name for f in dataclasses.fields(KINDS[kind])}
         if strange := sorted(set(made) - known):
             raise WeightsError(f"{where}: {kind} has no {strange[0]!r}; its fields are {', '.join(sorted(known))}.")

@@ -10,16 +10,22 @@ from paradec.models.cells.elman import Elman
 from paradec.models.cells.gru import GRU
 from paradec.models.cells.headwise import HeadwiseCell
 from paradec.models.cells.lstm import LSTM
+from paradec.models.cells.para_gru import ParaGRU
+from paradec.models.cells.para_lstm import ParaLSTM
 from paradec.models.cells.slstm import SLSTM
+from paradec.models.diagonal import Diagonal
 from paradec.models.flash_rnn import FlashRNN
 from paradec.models.mixer import Mixer
+from paradec.models.pararnn import ParaRNN
 from paradec.ops.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSizes:
-    """What a kind of layer may ask for. `head_dim` and `theta` are those of attention."""
+    """What a kind of layer may ask for. Recurrences in parallel are as wide as the stream, `width`; others have heads
+    of `head_dim`. `kv_heads` and `theta` are those of attention."""
 
+    width: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -32,6 +38,9 @@ def _flash(cell: type[HeadwiseCell]) -> Callable[[LayerSizes], Mixer]:
 
 KINDS: Mapping[str, Callable[[LayerSizes], Mixer]] = {
     "attention": lambda s: Attention(s.heads, s.kv_heads, s.head_dim, Rope(theta=s.theta)),
+    "diagonal": lambda s: Diagonal(),
+    "para_gru": lambda s: ParaRNN(ParaGRU(s.heads, s.width // s.heads)),
+    "para_lstm": lambda s: ParaRNN(ParaLSTM(s.heads, s.width // s.heads)),
     "elman": _flash(Elman),
     "lstm": _flash(LSTM),
     "gru": _flash(GRU),
@@ -39,5 +48,7 @@ KINDS: Mapping[str, Callable[[LayerSizes], Mixer]] = {
 }
 """A mixer of each kind, of these sizes."""
 
-CLASSES: Mapping[str, type] = {c.__name__: c for c in (Attention, Rope, FlashRNN, Elman, LSTM, GRU, SLSTM)}
+CLASSES: Mapping[str, type] = {
+    c.__name__: c for c in (Attention, Diagonal, ParaRNN, ParaGRU, ParaLSTM, FlashRNN, Elman, LSTM, GRU, SLSTM, Rope)
+}
 """What mixers are and are made of, by the names of the classes, as files of models hold them."""

@@ -89,7 +89,10 @@ class RecurrentLM(Model):
 
     def specs(self) -> RecurrentWeights:
         """The parameter tree, a `Spec` at every leaf."""
-        D, table = self.width, Spec((self.vocab_size, self.width), ("vocab", "embed"), self.width**-0.5, self.dtype)
+        D, table = (
+            self.width,
+            Spec((self.vocab_size, self.width), ("vocab", "embed"), self.width**-0.5, self.dtype, (0, 1)),
+        )
         return RecurrentWeights(
             embed=table,
             layers=tuple(self._place(mixer) for mixer in self.pattern),

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from paradec.errors import InputError
+from paradec.ops.scan_inputs import borders
 
 States = tuple[Array, ...]
 
@@ -56,10 +57,10 @@ def flash_rnn(
     """The states after every step, and after the last one, of N independent heads of size D; at least float32.
 
     `wx` are projected inputs, `r[g, n]` is the (out, in) matrix of a gate in a head, `states` what is before the first
-    step (None: zeros). Where `segment` differs from the position before, the states before that step are zeros;
-    position 0 continues from `states`. Where `valid` is False the states pass as they are. `gradient_clip` bounds every
-    element of the gradient that reaches h through R, and nothing else. `unroll` steps are one turn of the loop.
-    `implementation` is "scan", or "kernel" (`ops.kernels.recurrent`).
+    step (None: zeros). Where `valid` is False the states pass as they are. Where `segment` differs from that of the
+    valid position before, the states before the step are zeros; the first one continues from `states`. `gradient_clip`
+    bounds every element of the gradient that reaches h through R, and nothing else. `unroll` steps are one turn of the
+    loop. `implementation` is "scan", or "kernel" (`ops.kernels.recurrent`).
 
     The backward pass stores the states alone: it recomputes raw for all steps in one product, goes through the steps in
     reverse, and takes the gradient of R from all steps in one product. Raises `InputError` for shapes that do not fit.
@@ -70,10 +71,11 @@ def flash_rnn(
     if states is None:
         states = jnp.zeros((cell.states, B, 1, N, D), dtype)
     first = tuple(x[:, 0].swapaxes(0, 1).astype(dtype) for x in states)
-    inputs = wx.transpose(1, 3, 0, 2, 4).reshape(T, N, B, -1)  # "T N B Gi*D": heads lead, so a step's product is one
+    inputs = wx.transpose(1, 3, 0, 2, 4).reshape(T, N, B, cell.gates.input * D)  # heads lead: a step is one product
     matrix = r.transpose(1, 3, 0, 2).reshape(N, D, -1)  # "N in Gr*out"
-    reset = None if segment is None else jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0))).T
-    facts = (reset, None if valid is None else valid.T)
+    timed = lambda x: None if x is None else x.T
+    begins = jax.vmap(lambda segment, valid: borders(segment, valid, reverse=False), out_axes=1)
+    facts = (begins(segment, valid) if segment is not None and T else None, timed(valid))
     after = _chosen(implementation)(cell, unroll, gradient_clip, inputs, matrix, b[:, :, None], first, facts)
     every = jnp.stack([x.transpose(2, 0, 1, 3) for x in after])
     last = every[:, :, -1:] if T else states.astype(dtype)

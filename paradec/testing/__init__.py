@@ -9,12 +9,10 @@ Public, so that a method or a model of your own can be put through the same laws
 from paradec.models.tabular import ConditionalTable
 from paradec.testing import drafters, laws, model_laws, mutants
 from paradec.testing.check import check_method, check_model
-from paradec.testing.recurrent import GatedRecurrence
-from paradec.testing.tiny import ragged_prompts, tiny_recurrence, tiny_table, tiny_transformer
+from paradec.testing.tiny import ragged_prompts, tiny_recurrence, tiny_recurrent, tiny_table, tiny_transformer
 
 __all__ = [
     "ConditionalTable",
-    "GatedRecurrence",
     "check_method",
     "check_model",
     "drafters",
@@ -23,6 +21,7 @@ __all__ = [
     "mutants",
     "ragged_prompts",
     "tiny_recurrence",
+    "tiny_recurrent",
     "tiny_table",
     "tiny_transformer",
 ]

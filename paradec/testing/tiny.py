@@ -14,9 +14,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from paradec import params
+from paradec.models.diagonal import Diagonal
+from paradec.models.mixer import Mixer
+from paradec.models.recurrent import RecurrentLM
 from paradec.models.tabular import ConditionalTable
 from paradec.models.transformer import Transformer
-from paradec.testing.recurrent import GatedRecurrence
 from paradec.types import Prompt, Spec
 
 LENGTHS = (21, 1, 2, 13, 17)  # a prompt of one token has no prefill at all, one of two reads one row
@@ -42,10 +44,16 @@ def tiny_transformer(seed: int = 0, **overrides: Any) -> tuple[Transformer, PyTr
     return model, drawn(model.specs(), seed)
 
 
-def tiny_recurrence(seed: int = 2, **overrides: Any) -> tuple[GatedRecurrence, PyTree]:
-    """A two-layer gated recurrence, and weights. `overrides` are fields of `GatedRecurrence`."""
-    model = GatedRecurrence(**(dict(vocab_size=97, width=32, num_layers=2, mlp_width=48, tied=False) | overrides))
+def tiny_recurrent(*pattern: Mixer, seed: int = 2, **overrides: Any) -> tuple[RecurrentLM, PyTree]:
+    """Two repeats of a pattern of mixers, and weights. `overrides` are fields of `RecurrentLM`."""
+    sizes = dict(vocab_size=97, width=32, pattern=pattern, repeats=2, mlp_width=48, tied=False)
+    model = RecurrentLM(**(sizes | overrides))
     return model, drawn(model.specs(), seed)
+
+
+def tiny_recurrence(seed: int = 2, **overrides: Any) -> tuple[RecurrentLM, PyTree]:
+    """Two layers of a gated diagonal recurrence, and weights."""
+    return tiny_recurrent(Diagonal(), seed=seed, **overrides)
 
 
 def tiny_table(seed: int = 0, **overrides: Any) -> tuple[ConditionalTable, PyTree]:

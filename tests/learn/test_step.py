@@ -146,7 +146,7 @@ FAMILIES = {
         NORMS | {"blocks/experts/bias", "leading/attn_norm", "leading/mlp_norm"},
     ),
     "dit": (DIT, NORMS | {"blocks/modulation", "blocks/up_bias", "blocks/down_bias", "modulation", "head_bias"}),
-    "recurrence": (tiny_recurrence()[0], {"norm", "layers/norm", "layers/mlp_norm"}),
+    "recurrence": (tiny_recurrence()[0], {"norm", "layers/0/norm", "layers/0/mlp_norm"}),
     "heads": (MedusaHeads(num_heads=2, width=4, num_layers=2, vocab_size=9), {"bias"}),
     "filter": (ConfidenceFilter(4, 8), {"bias", "out_bias"}),
     "table": (tiny_table()[0], set()),

@@ -1,0 +1,395 @@
+"""Recurrences solved by Newton's method against the loop over time: the numbers of the papers' methods, gradients, and
+everything that can go wrong."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradec.errors import InputError, UnknownName
+from paradec.models.cells.para import ParaWeights
+from paradec.models.cells.para_gru import ParaGRU
+from paradec.models.cells.para_lstm import ParaLSTM
+from paradec.ops.jacobian import check_cell, probe
+from paradec.ops.kalman import filtered
+from paradec.ops.newton import solve
+
+GRU, LSTM = ParaGRU(2, 4), ParaLSTM(2, 4)
+T, B, N = 50, 2, 8
+
+
+def dense(w, h, u):
+    """A gated dense cell; `w` is "2 n n"."""
+    z = jax.nn.sigmoid(h @ w[0] + u[..., 0, :])
+    return (1 - z) * h + z * jnp.tanh(h @ w[1] + u[..., 1, :])
+
+
+CELLS = {"diagonal": GRU.step, "block": LSTM.step, "dense": dense}
+
+
+def case(structure, gain=1.0, steps=T, seed=0):
+    """Weights, inputs and a first state, of which the gradient is wanted."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    x, h0 = draw(steps, B, 3, N), draw(B, N) / 2
+    if structure == "dense":
+        return gain * draw(2, N, N) / N**0.5, x[:, :, :2], h0
+    block = structure == "block"
+    scale = gain * 0.35
+    w = ParaWeights(scale * draw(3, N), scale * draw(2, N) if block else None, None, None)
+    return w, x, ((h0, draw(B, N) / 2) if block else h0)
+
+
+def loop(structure, w, x, h0):
+    def step(h, u):
+        h = CELLS[structure](w, h, u)
+        return h, h
+
+    return jax.lax.scan(step, h0, x)[1]
+
+
+@partial(jax.jit, static_argnums=(0,), static_argnames=("method", "iterations", "adaptive", "fallback", "window"))
+def solved(structure, w, x, h0, **options):
+    return solve(CELLS[structure], w, x, h0, structure=structure, **options)
+
+
+def apart(a, b):
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.max(np.abs(np.asarray(x) - np.asarray(y)), initial=0)) for x, y in leaves)
+
+
+def loss(run):
+    """A scalar of all states whose gradient is not the same for any two of them."""
+    weigh = lambda h: jnp.sum(h * jnp.cos(jnp.arange(h.size, dtype=h.dtype)).reshape(h.shape))
+    return lambda *args: sum(weigh(leaf) for leaf in jax.tree.leaves(run(*args)))
+
+
+# The numbers of the reference implementations, in float64.
+
+
+def fill(shape, c, scale=1.0):
+    return jnp.asarray(scale * np.sin(1.3 * np.arange(np.prod(shape)) + c)).reshape(shape)
+
+
+EXPECTED = {
+    "diagonal": {
+        "first": [[-0.192054, 0.319560, 0.427181, 0.314643]],
+        "last": [[-0.485205, -0.339330, 0.096401, 0.407406]],
+        "loss": 1.224857,
+        "of weights": [[-0.016050, -0.000802, 0.001398, -0.005740]],
+        "of x": [0.148976, 0.061703, 0.078318, -0.404595],
+        "jacobian": [0.427163, 0.261331, 0.564398, 0.495032],
+        "errors": [0.441, 1.32e-2, 2.06e-5, 3e-13],
+    },
+    "block": {
+        "first": [[-0.078971, 0.135485, 0.201504, 0.462441], [-0.023171, 0.055612, 0.098882, 0.172341]],
+        "last": [[-0.586266, -0.409555, 0.062044, 0.215945], [-0.325831, -0.175632, 0.044523, 0.078152]],
+        "loss": 0.346989,
+        "of weights": [[0.006619, 0.000146, -0.001485, 0.000848], [-0.033438, -0.031299, 0.034104, 0.021874]],
+        "of x": [0.001260, -0.008325, 0.048729, 0.010449],
+        "jacobian": [0.462939, -0.186188, 0.225626, -0.007879],  # of channel 0, row by row
+        "errors": [0.307, 2.03e-2, 4.12e-6, 2.5e-13],
+    },
+}
+
+
+@pytest.mark.parametrize("cell", [ParaGRU(2, 2), ParaLSTM(2, 2)], ids=["GRU", "LSTM"])
+def test_the_published_numbers(cell):
+    want = EXPECTED[cell.structure]
+    with jax.enable_x64(True):
+        start = jnp.zeros((3, 4)).at[0].set(jnp.linspace(0, 1, 4))  # what `inputs` takes off the first row
+        peephole = fill((2, 4), 0.5, 0.6) if cell.peepholes else None
+        w = ParaWeights(fill((3, 4), 0.1, 0.8), peephole, fill((2, 2, 3, 2), 0.2, 0.7), fill((3, 4), 0.3, 0.5) + start)
+        x, h0 = fill((5, 4), 0.4), jax.tree.map(lambda a: a.astype(jnp.float64), cell.zeros())
+        run = partial(solve, cell.step, structure=cell.structure, method="newton")
+
+        @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+        def total(w, x):
+            h, _ = run(cell.recurrent(w), cell.inputs(w, x), h0, tol=1e-14)
+            return jnp.sum(cell.output(h) ** 2) / 2, h
+
+        @jax.jit
+        def all_of_it(w, x):
+            (value, h), grads = total(w, x)
+            u = cell.inputs(w, x)
+            kept = dict(adaptive=False, fallback=False)
+            iterates = [run(cell.recurrent(w), u, h0, iterations=k, **kept)[0] for k in range(4)]
+            before = jax.tree.map(lambda a: a[3], h)
+            return value, h, grads, iterates, probe(lambda h: cell.step(w, h, u[4]), before, cell.structure)[1]
+
+        value, h, (to_w, to_x), iterates, J = jax.device_get(all_of_it(w, x))
+    near = partial(np.testing.assert_allclose, atol=2e-6, rtol=0)
+    for at, name in ((0, "first"), (4, "last")):
+        near([leaf[at] for leaf in jax.tree.leaves(h)], want[name])
+    near(value, want["loss"])
+    near(to_w.peephole if cell.peepholes else to_w.recurrent[:1], want["of weights"])
+    near(to_x[0], want["of x"])
+    near([leaf[0] for leaf in jax.tree.leaves(J)] if cell.peepholes else J, want["jacobian"])
+    errors = [apart(iterate, h) for iterate in iterates]
+    np.testing.assert_allclose(errors[:3], want["errors"][:3], rtol=5e-3)
+    assert errors[3] < 4e-13
+
+
+def test_the_filter_has_the_published_means():
+    with jax.enable_x64(True):
+        f, b, y = (fill((4,), c, s) for c, s in ((0.1, 0.9), (0.2, 1), (0.3, 1)))
+        means = filtered(f, b, y, jnp.asarray(0.5), jnp.asarray(0.25))
+        np.testing.assert_allclose(means, [0.265173, 1.131854, 0.578827, -1.076071], atol=2e-6)
+
+
+# Values and gradients.
+
+WAYS = {
+    "newton": dict(method="newton", window=None),
+    "windows": dict(method="newton", window=16),  # the last is not full
+    "sequential": dict(method="sequential", window=16),
+}
+
+
+@pytest.mark.parametrize("structure", CELLS)
+def test_every_way_is_the_loop_in_values_and_gradients(structure):
+    args = case(structure)
+    want = jax.jit(partial(loop, structure))(*args)
+    grads = jax.jit(jax.grad(loss(partial(loop, structure)), argnums=(0, 1, 2)))(*args)
+    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(grads))
+    for name, options in WAYS.items():
+        run = lambda *args, options=options: solved(structure, *args, **options)
+        got, info = run(*args)
+        assert apart(got, want) < 1e-5, name
+        assert float(info.residual) < 1e-5 and int(info.fell_back) == 0
+        assert int(info.iterations) == 0 if name == "sequential" else 2 <= int(info.iterations) <= 6
+        mine = jax.jit(jax.grad(loss(lambda *args, run=run: run(*args)[0]), argnums=(0, 1, 2)))(*args)
+        assert apart(mine, grads) < 1e-5 * size, name
+
+
+def test_a_part_of_the_jacobian_solves_the_same_with_more_iterations():
+    args = case("dense", gain=0.5)
+    want = loop("dense", *args)
+    counts = {}
+    for method in ("newton", "quasi", "damped", "jacobi"):
+        got, info = solved("dense", *args, method=method, tol=3e-6, damping=0.1)
+        assert apart(got, want) < 3e-5 and int(info.fell_back) == 0, method
+        counts[method] = int(info.iterations)
+    assert counts["newton"] < counts["quasi"] < counts["damped"] < counts["jacobi"], counts
+
+
+def test_on_a_diagonal_cell_quasi_and_undamped_are_newton():
+    args, once = case("diagonal"), dict(iterations=2, adaptive=False, fallback=False)
+    newton = solved("diagonal", *args, method="newton", **once)[0]
+    assert apart(newton, solved("diagonal", *args, method="quasi", **once)[0]) == 0
+    assert apart(newton, solved("diagonal", *args, method="damped", damping=1e-8, **once)[0]) < 1e-5
+    assert apart(newton, solved("diagonal", *args, method="damped", damping=1.0, **once)[0]) > 1e-2
+
+
+def test_the_gradient_of_quasi_has_the_whole_jacobian():
+    """With the diagonal alone it would be off by more than a tenth."""
+    args = case("dense", gain=0.5)
+    want = jax.grad(loss(partial(loop, "dense")), argnums=1)(*args)
+    run = lambda *args: solved("dense", *args, method="quasi", tol=1e-6, window=16)[0]
+    got = jax.jit(jax.grad(loss(run), argnums=1))(*args)
+    assert apart(got, want) < 1e-5 * float(jnp.max(jnp.abs(want)))
+
+
+def test_a_gradient_of_a_gradient():
+    w, x, h0 = case("diagonal", steps=6)
+    norm = lambda run: lambda w: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss(run))(w, x, h0)))
+    got = jax.jit(jax.grad(norm(lambda *a: solved("diagonal", *a, method="newton", window=4)[0])))(w)
+    want = jax.jit(jax.grad(norm(partial(loop, "diagonal"))))(w)
+    assert apart(got, want) < 1e-4 * float(jnp.max(jnp.abs(want.recurrent)))
+
+
+# What is known of the iterates.
+
+
+@pytest.mark.parametrize("method", ["newton", "jacobi"])
+def test_after_k_iterations_the_first_states_are_exact_whatever_the_rest(method):
+    args = case("diagonal", gain=40.0)
+    want = loop("diagonal", *args)
+    for k in (0, 1, 4):
+        got, info = solved("diagonal", *args, method=method, iterations=k, adaptive=False, fallback=False)
+        assert apart(got[: k + 1], want[: k + 1]) < 1e-5
+        assert apart(got, want) > 0.1 and float(info.residual) > 0.1 and int(info.iterations) == k
+        assert int(info.fell_back) == 0
+
+
+def test_no_iteration_leaves_the_step_on_zeros():
+    w, x, h0 = case("diagonal")
+    got, _ = solved("diagonal", w, x, h0, method="newton", iterations=0, fallback=False, window=None)
+    np.testing.assert_array_equal(got[0], GRU.step(w, h0, x[0]))
+    np.testing.assert_allclose(got[1:], jax.vmap(GRU.step, (None, None, 0))(w, jnp.zeros_like(h0), x[1:]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("structure", "needed"), [("diagonal", 1), ("block", 2)])
+def test_without_recurrent_weights_the_gru_is_affine_and_the_lstm_nearly(structure, needed):
+    args = case(structure, gain=0.0)
+    want = loop(structure, *args)
+    errors = [
+        apart(solved(structure, *args, method="newton", iterations=k, adaptive=False, fallback=False)[0], want)
+        for k in range(needed + 1)
+    ]
+    assert errors[-1] < 1e-6 < 1e-3 < errors[-2], errors
+
+
+# Where it does not converge.
+
+
+def test_divergence_is_computed_step_by_step_and_said():
+    """Weights 40 times as large: no window converges. The residual is at rounding level, the values are the loop's."""
+    args = case("diagonal", gain=40.0)
+    got, info = solved("diagonal", *args, method="newton", window=25, iterations=8)
+    assert int(info.fell_back) == 2 and int(info.iterations) == 8 and float(info.residual) < 1e-5
+    assert apart(got, loop("diagonal", *args)) < 1e-4
+    raw, info = solved("diagonal", *args, method="newton", window=25, iterations=8, fallback=False)
+    assert not float(info.residual) < 1e-3 and int(info.fell_back) == 0 and not apart(got, raw) < 0.1
+
+
+def test_three_iterations_are_not_enough_for_large_weights_and_more_are():
+    args = case("diagonal", gain=6.0)
+    want = loop("diagonal", *args)
+    three, info = solved("diagonal", *args, method="newton", iterations=3, adaptive=False, fallback=False)
+    assert apart(three, want) > 0.1 and float(info.residual) > 1e-3
+    more, info = solved("diagonal", *args, method="newton")
+    assert apart(more, want) < 1e-4 and int(info.iterations) > 3
+
+
+def test_only_the_window_that_needs_it_falls_back():
+    """Inputs of the second window alone are so large that gates are shut there: it converges; the third is NaN."""
+    w, x, h0 = case("diagonal", steps=48)
+    x = x.at[40].set(jnp.nan)
+    got, info = solved("diagonal", w, x, h0, method="newton", window=16)
+    assert int(info.fell_back) == 1 and np.isnan(info.residual)
+    assert apart(got[:40], loop("diagonal", w, x[:40], h0)) < 1e-5 and np.isnan(got[40:]).all()
+    _, info = solved("diagonal", w, x, h0, method="sequential")
+    assert np.isnan(info.residual)
+
+
+# Masks, sizes, types.
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "block"])
+def test_segments_are_solves_of_their_own_and_padding_is_no_step(structure):
+    w, x, h0 = case(structure, steps=20)
+    segment = jnp.asarray([0] * 7 + [1] * 13)[:, None] * jnp.ones((1, B), jnp.int32)
+    valid = jnp.ones((20, B), bool).at[3:5].set(False).at[15, 0].set(False).at[15:17, 1].set(False)
+    zeros = jax.tree.map(jnp.zeros_like, h0)
+    for method in ("newton", "sequential"):
+        run = lambda w, x, h0, method=method: solved(
+            structure, w, x, h0, method=method, window=6, segment=segment, valid=valid
+        )  # fmt: skip
+        got, info = run(w, x, h0)
+        assert float(info.residual) <= 1e-5
+        for b, (one, other) in enumerate((((0, 1, 2, 5, 6), (*range(7, 15), *range(16, 20))),
+                                          ((0, 1, 2, 5, 6), (*range(7, 15), *range(17, 20))))):  # fmt: skip
+            for steps, first in ((one, h0), (other, zeros)):
+                alone = loop(structure, w, x[jnp.asarray(steps)], first)
+                mine = jax.tree.map(lambda h, s=steps: h[jnp.asarray(s)], got)
+                assert (
+                    apart(jax.tree.map(lambda h, b=b: h[:, b], mine), jax.tree.map(lambda h, b=b: h[:, b], alone))
+                    < 1e-5
+                )
+        assert apart(jax.tree.map(lambda h: h[4], got), jax.tree.map(lambda h: h[2], got)) == 0
+        to_x = jax.jit(jax.grad(loss(lambda *a, run=run: run(*a)[0]), argnums=1))(w, x, h0)
+        assert float(jnp.max(jnp.abs(to_x[3:5]))) == 0 and bool(jnp.all(jnp.any(to_x[:3] != 0, axis=(1, 2, 3))))
+
+
+def test_lengths_of_nothing_and_of_one():
+    w, x, h0 = case("block", steps=1)
+    assert apart(solved("block", w, x, h0, method="newton")[0], loop("block", w, x, h0)) < 1e-6
+    (c, h), info = solved("block", w, x[:0], h0, method="newton")
+    assert c.shape == h.shape == (0, B, N) and float(info.residual) == 0
+    to_w, to_h0 = jax.grad(lambda w, h0: jnp.sum(solved("block", w, x[:0], h0)[0][0]), argnums=(0, 1))(w, h0)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves((to_w, to_h0)))
+
+
+def test_narrow_weights_and_inputs_are_solved_in_float32():
+    """And a cell that takes a scalar for its state needs no h0."""
+    step = lambda w, h, u: jnp.tanh(w[None] * h + u)
+    w, x = jnp.linspace(-1, 1, N, dtype=jnp.bfloat16), case("diagonal")[1][:, :, 0].astype(jnp.bfloat16)
+    run = jax.jit(partial(solve, step, method="newton", window=16))
+    (got, _), pull = jax.vjp(run, w, x)
+    want, pull_wide = jax.vjp(run, w.astype(jnp.float32), x.astype(jnp.float32), jnp.zeros((B, N)))
+    assert got.dtype == jnp.float32 and apart(got, want[0]) == 0
+    ones = jax.tree.map(
+        lambda a: np.zeros(a.shape, jax.dtypes.float0) if a.dtype == jnp.int32 else jnp.ones_like(a), want
+    )
+    (to_w, to_x), (wide_w, *_) = pull(ones), pull_wide(ones)
+    assert to_w.dtype == to_x.dtype == jnp.bfloat16
+    assert apart(to_w.astype(jnp.float32), wide_w) < 0.01 * float(jnp.max(jnp.abs(wide_w)))
+
+
+def test_inputs_may_hold_whole_numbers():
+    step = lambda w, h, x: jnp.tanh(w[x["token"]] + h * x["scale"])
+    x = {"token": jnp.arange(12).reshape(6, 2) % 5, "scale": jnp.ones((6, 2, 1)) / 2}
+    table = jnp.linspace(-1, 1, 15).reshape(5, 3)
+    run = lambda method: jax.grad(
+        loss(lambda w: solve(step, w, x, jnp.zeros((2, 3)), method=method, window=4)[0])
+    )  # fmt: skip
+    assert apart(run("newton")(table), run("sequential")(table)) < 1e-5
+
+
+def test_auto_is_the_loop_on_a_cpu_and_newton_on_a_tpu():
+    args = case("diagonal")
+    lowered = lambda platform: solved.trace("diagonal", *args).lower(lowering_platforms=(platform,)).as_text()
+    loops = [lowered(platform).count("stablehlo.while") for platform in ("cpu", "tpu")]
+    assert loops[0] == 1 < loops[1], loops
+
+
+def test_the_memory_of_a_gradient_is_that_of_a_window():
+    """Beyond inputs and states, of which a few copies are needed: not the Jacobians of all steps, N times as large."""
+    args = case("dense", steps=1024)
+    grad = lambda window: jax.jit(
+        jax.grad(loss(lambda *a: solve(dense, *a, structure="dense", method="newton", window=window)[0]))
+    )  # fmt: skip
+    temp = lambda window: grad(window).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    assert temp(64) < temp(None) / 2
+
+
+# What is refused.
+
+WRONG_STRUCTURES = {
+    "diagonal": (lambda w, h, x: jnp.tanh(h + jnp.roll(h, 1, axis=-1) + x), jnp.zeros(3), "depends on number [012] "),
+    "block": (
+        lambda w, h, x: (h[0] + x, jnp.tanh(h[1] + jnp.flip(h[0], axis=-1))), (jnp.zeros(2), jnp.zeros(2)),
+        "array 1 of the state, number . depends on array 0 of the state",
+    ),
+    "dense": (lambda w, h, x: jnp.tanh(h - jnp.mean(h, axis=0, keepdims=True) + x), jnp.zeros((2, 3)), "another entry"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("structure", WRONG_STRUCTURES)
+def test_a_wrong_structure_is_found_and_named(structure):
+    step, h, sentence = WRONG_STRUCTURES[structure]
+    x = jax.tree.leaves(h)[0]
+    with pytest.raises(InputError, match=sentence):
+        check_cell(step, None, h, x, structure)
+
+
+def test_our_cells_are_what_they_declare():
+    for structure, step in CELLS.items():
+        w, x, h0 = case(structure)
+        check_cell(step, w, h0, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), structure)
+
+
+def test_what_is_refused():
+    w, x, h0 = case("diagonal")
+    bad = {
+        "must return a state like": dict(step=lambda w, h, x: h[..., :2]),
+        "cast back": dict(step=lambda w, h, x: h.astype(jnp.bfloat16)),
+        "pass h0": dict(structure="block", h0=None),
+        "a tuple of 1 to 4": dict(structure="block"),
+        "one of diagonal, block, dense": dict(structure="banded"),
+        "segment must lead with time": dict(segment=jnp.zeros((T + 1, B), jnp.int32)),
+        "valid must lead with time": dict(valid=jnp.ones((T, B + 1), bool)),
+        "all of one length": dict(x=(x, x[1:])),
+        "window must be at least 1": dict(window=0),
+        "iterations must be at least 0": dict(iterations=-1),
+        "There is no method": dict(method="picard"),
+    }
+    for sentence, change in bad.items():
+        options = dict(step=GRU.step, params=w, x=x, h0=h0) | change
+        with pytest.raises((InputError, UnknownName), match=sentence):
+            solve(**options)
+    with pytest.raises(InputError, match="not finite"):
+        check_cell(lambda w, h, x: h / 0 * x, None, h0, h0, "diagonal")
