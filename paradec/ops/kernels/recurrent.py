@@ -266,7 +266,6 @@ def _backward_body(*refs: Any, form: StepForm, sizes: StepSizes) -> None:
     carry, ry = parts[-S - 1 : -1], parts[-1]
     chunk, gates, D = chunks - 1 - t, form.cell.gates, sizes.D
     start = [jnp.where(chunk == 0, x[...], y[...]) for x, y in zip(first, edge, strict=True)]
-    before = lambda ref, i, at_start: jnp.where(i == 0, at_start, ref[jnp.maximum(i - 1, 0)])
 
     @pl.when(t == 0)
     def _() -> None:
@@ -280,12 +279,9 @@ def _backward_body(*refs: Any, form: StepForm, sizes: StepSizes) -> None:
     def step(n: Array, behind: States) -> States:
         i = live - 1 - n
         reset, valid = _marked(marks, i)
-        states = _emptied(tuple(before(ref, i, x) for ref, x in zip(after, start, strict=True)), reset)
-        product_before = jnp.where(i == 0, at_start, ry[jnp.maximum(i - 1, 0)])
-        if reset is not None:
-            product_before = jnp.where(reset, 0.0, product_before)
-        raw = _raw(form, wx, b, i, product_before)
-        _, pull = jax.vjp(lambda s, x: _kept(form.cell.pointwise(s, x), s, valid), states, raw)
+        *states, through = _emptied(_before((*after, ry), (*start, at_start), i), reset)
+        raw = _raw(form, wx, b, i, through)
+        _, pull = jax.vjp(lambda s, x: _kept(form.cell.pointwise(s, x), s, valid), tuple(states), raw)
         ahead, gate = pull(tuple(x + ref[i] for x, ref in zip(behind, given, strict=True)))
         d_raw[i] = jnp.concatenate(gate, axis=-1)
         through = _times(jnp.concatenate(gate[: gates.recurrent], axis=-1), r, "nt")
@@ -302,6 +298,11 @@ def _backward_body(*refs: Any, form: StepForm, sizes: StepSizes) -> None:
     def _() -> None:
         for ref, x in zip(d_first, carry, strict=True):
             ref[...] = x[...]
+
+
+def _before(refs: Sequence[Any], at_start: Sequence[Array], i: Array) -> States:
+    """What the steps of a chunk left, one step before i; before the first of them, `at_start`."""
+    return tuple(jnp.where(i == 0, x, ref[jnp.maximum(i - 1, 0)]) for ref, x in zip(refs, at_start, strict=True))
 
 
 def _live(chunk: Array, form: StepForm, sizes: StepSizes) -> Array | int:
