@@ -6,6 +6,7 @@ which its own step reads undecayed. `ops.gla_rows` has the form for the rows of 
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from paradec.errors import InputError, UnknownName, at_least
-from paradec.ops import gla_chunk
+from paradec.ops.gla_chunk import Form, bounded, chunked, floor
 from paradec.ops.recurrent import state_dtype
 
 IMPLEMENTATIONS = ("auto", "recurrent", "chunk", "kernel")
@@ -50,8 +51,8 @@ def gla(
         scale: factor on q; None: K ** -0.5.
         implementation: "recurrent" is a loop over time, which keeps all states for its gradient. "chunk" computes
             chunks with matrix products, in two levels, and keeps its inputs and a state a chunk. "kernel" is a Pallas
-            kernel. "auto": the loop up to `SHORT` steps; else a kernel where the program is compiled for a platform
-            that has one, else chunks.
+            kernel. "auto": the loop up to `SHORT` steps, and on a CPU if no gradient is taken; else a kernel where the
+            program is compiled for a platform that has one, else chunks.
         chunk: steps of a chunk, a multiple of `sub_chunk`; a T that is no multiple is padded.
         segment: where the id differs from that of the step before, the state is zero before the step. The first step
             goes on from `state`, whatever its id.
@@ -70,16 +71,14 @@ def gla(
     if chunk % sub_chunk:
         raise InputError(f"chunk must be a multiple of sub_chunk; they are {chunk} and {sub_chunk}.")
     dtype, (B, T, H, K) = state_dtype(q), k.shape
-    state = jnp.zeros((B, H, K, v.shape[3]), dtype) if state is None else state.astype(dtype)
+    first = jnp.zeros((B, H, K, v.shape[3]), dtype) if state is None else state.astype(dtype)
     if T == 0:
-        return jnp.zeros((B, 0, q.shape[2], v.shape[3]), q.dtype), state
-    scale = K**-0.5 if scale is None else scale
+        return jnp.zeros((B, 0, q.shape[2], v.shape[3]), q.dtype), first
     if valid is not None:
-        q, k, g = (jnp.where(valid[..., None, None], x, 0) for x in (q, k, g))
-    wide = (q.astype(dtype) * scale, k.astype(dtype), v.astype(dtype), bounded(g.astype(dtype)))
+        q, k, v, g = (jnp.where(valid[..., None, None], x, 0) for x in (q, k, v, g))
     border = jnp.zeros((B, T), bool) if segment is None else borders(segment, valid)
-    o, state = _chosen(implementation, T, chunk, sub_chunk)(*wide, state, border)
-    return o.astype(q.dtype), state
+    form = Form(K**-0.5 if scale is None else scale, chunk, sub_chunk)
+    return _chosen(implementation, form, q, v)(q, k, v, g, first, border)
 
 
 def gla_step(
@@ -132,15 +131,6 @@ def check_shapes(q: Any, k: Any, v: Any, g: Any, state: Any, segment: Any, valid
             raise InputError(f"With k {k.shape} and v {v.shape}, {name} must be {shape}; it is {given.shape}.")
 
 
-def bounded(g: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Gates no lower than where `exp` is 0: no decay changes, and sums of gates keep their last digits."""
-    return jnp.maximum(g, _floor(g.dtype))
-
-
-def _floor(dtype: Any) -> float:
-    return -750.0 if dtype == jnp.float64 else -120.0
-
-
 def borders(segment: Int[Array, "B T"], valid: Bool[Array, "B T"] | None) -> Bool[Array, "B T"]:
     """Where a new segment begins: the id differs from that of the last valid step before, if there is one."""
     index = lax.broadcasted_iota(jnp.int32, segment.shape, 1)
@@ -151,62 +141,96 @@ def borders(segment: Int[Array, "B T"], valid: Bool[Array, "B T"] | None) -> Boo
     return found if valid is None else found & valid
 
 
-# Each form takes q "B T Q K" (scaled), k, v, g, the state and the borders "B T", all wide.
+# Each form takes q, k, v and g as they are given, the state, wide, and the borders "B T"; and a `Form`.
 
 
-def _chosen(implementation: str, T: int, chunk: int, sub_chunk: int) -> Any:
-    form = lambda *operands: _chunked(*operands, chunk=chunk, sub_chunk=sub_chunk)
-    if implementation == "recurrent" or (implementation == "auto" and T <= SHORT):
-        return _recurrent
+def _chosen(implementation: str, form: Form, q: Array, v: Array) -> Any:
+    if implementation == "recurrent" or (implementation == "auto" and q.shape[1] <= SHORT):
+        return partial(_recurrent, form)
     if implementation == "chunk":
-        return form
+        return partial(chunked, form)
+    if implementation == "auto":
+        return partial(_auto, form)
+    if refusal := _refusal(form, "tpu", q, v):
+        raise InputError(refusal)
+    return partial(_by_kernel, form, None)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _auto(form: Form, *operands: Array) -> tuple[Array, Array]:
+    """On a CPU the loop was the fastest at every length measured, and with a gradient, for which it keeps all states,
+    chunks were."""
+    return lax.platform_dependent(*operands, cpu=partial(_recurrent, form), **_with_gradient(form, *operands))
+
+
+def _auto_forward(form: Form, *operands: Array) -> tuple[tuple[Array, Array], Any]:
+    *numbers, border = operands
+    forms = _with_gradient(form, *operands)
+    return jax.vjp(lambda *numbers: lax.platform_dependent(*numbers, border, **forms), *numbers)
+
+
+def _auto_backward(form: Form, pull: Any, given: tuple[Array, Array]) -> tuple:
+    return (*pull(given), None)
+
+
+_auto.defvjp(_auto_forward, _auto_backward)
+
+
+def _with_gradient(form: Form, q: Array, k: Array, v: Array, *rest: Array) -> dict[str, Any]:
+    """A kernel for every platform that has one, and chunks."""
+    kernels = {"tpu": "tpu", "cuda": "gpu"}
+    found = {
+        theirs: partial(_by_kernel, form, ours) for theirs, ours in kernels.items() if not _refusal(form, ours, q, v)
+    }
+    return found | {"default": partial(chunked, form)}
+
+
+def _refusal(form: Form, platform: str, q: Array, v: Array) -> str | None:
+    """Why no kernel computes this on a platform, or None."""
     try:
         kernels = _kernels()
     except ImportError:
-        if implementation == "auto":
-            return form
-        raise InputError('This installation has no kernel for gated linear attention; use "auto" or "chunk".') from None
-    sizes = dict(chunk=chunk, sub_chunk=sub_chunk)
-    kernel = lambda platform: lambda *operands: _by_kernel(kernels, platform, *operands, **sizes)
-    if implementation == "kernel":
-        return kernel(None)
-    return lambda *operands: lax.platform_dependent(*operands, tpu=kernel("tpu"), default=form)
+        return 'This installation has no kernels of gated linear attention; use implementation="auto" or "chunk".'
+    if state_dtype(q) != jnp.float32:
+        return 'The kernels of gated linear attention have float32 states; use implementation="chunk" for float64.'
+    return kernels.refusal(q.shape, (*q.shape[:3], v.shape[3]), platform, form.chunk, form.sub_chunk)
 
 
 def _kernels() -> ModuleType:
-    """Imported when it is first asked for: not every program pays for Pallas, nor does every machine have it."""
+    """Imported when they are first asked for: not every program pays for Pallas, nor does every machine have it."""
     from paradec.ops.kernels import gla as kernels
 
     return kernels
 
 
 def _by_kernel(
-    kernels: ModuleType, platform: str | None, q: Array, k: Array, v: Array, g: Array, state: Array, border: Array,
-    *, chunk: int, sub_chunk: int,
-) -> tuple[Array, Array]:  # fmt: skip
+    form: Form, platform: str | None, q: Array, k: Array, v: Array, g: Array, state: Array, border: Array
+) -> tuple[Array, Array]:
     """A kernel knows one query a key, and no borders: there the gate takes all that a state of numbers holds."""
     group = q.shape[2] // k.shape[2]
-    g = jnp.where(border[..., None, None], _floor(g.dtype), g)
+    g = bounded(jnp.where(border[..., None, None], floor(g.dtype), g))
     if group > 1:
         k, v, g, state = (jnp.repeat(x, group, axis=i) for x, i in ((k, 2), (v, 2), (g, 2), (state, 1)))
-    o, state = kernels.gla(q, k, v, g, state, scale=1.0, chunk=chunk, sub_chunk=sub_chunk, platform=platform)
+    sizes = dict(scale=form.scale, chunk=form.chunk, sub_chunk=form.sub_chunk)
+    o, state = _kernels().gla(q, k, v, g, state, **sizes, platform=platform)
     return o, state[:, ::group]
 
 
 def _recurrent(
-    q: Array, k: Array, v: Array, g: Array, state: Array, border: Array
+    form: Form, q: Array, k: Array, v: Array, g: Array, state: Array, border: Array
 ) -> tuple[Float[Array, "B T Q V"], Float[Array, "B H K V"]]:
     """Step after step."""
-    B, T, H, K = k.shape
+    (B, T, H, K), dtype = k.shape, state.dtype
 
     def step(state: Array, each: tuple) -> tuple[Array, Array]:
-        *now, border = each
-        o, state = _step(jnp.where(border[:, None, None, None], 0, state), *now)
+        q, k, v, g, border = each
+        o, state = _step(jnp.where(border[:, None, None, None], 0, state), q * form.scale, k, v, g)
         return state, o
 
-    over_time = (q.reshape(B, T, H, -1, K), k, v, g, border)
-    state, o = lax.scan(step, state, tuple(x.swapaxes(0, 1) for x in over_time))
-    return o.swapaxes(0, 1).reshape(B, T, q.shape[2], -1), state
+    over_time = (q.reshape(B, T, H, -1, K), k, v, g)
+    over_time = (*(x.astype(dtype).swapaxes(0, 1) for x in over_time), border.T)
+    state, o = lax.scan(step, state, over_time)
+    return o.swapaxes(0, 1).reshape(B, T, q.shape[2], -1).astype(q.dtype), state
 
 
 def _step(
@@ -218,21 +242,3 @@ def _step(
 ) -> tuple[Float[Array, "B H G V"], Float[Array, "B H K V"]]:
     state = jnp.exp(g)[..., None] * state + k[..., None] * v[:, :, None]
     return jnp.einsum("bhgk,bhkv->bhgv", q, state, precision=lax.Precision.HIGHEST), state
-
-
-def _chunked(
-    q: Array, k: Array, v: Array, g: Array, state: Array, border: Array, *, chunk: int, sub_chunk: int
-) -> tuple[Float[Array, "B T Q V"], Float[Array, "B H K V"]]:
-    """Chunk after chunk. A short sequence is one chunk of as few sub-chunks as it needs; the rest are zeros."""
-    B, T, H, K = k.shape
-    c = min(sub_chunk, T)
-    C = min(chunk, -(-T // c) * c)
-    n = -(-T // C)
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, n * C - T)) + ((0, 0),) * (x.ndim - 2))
-    heads = lambda x: pad(x).reshape(B, n, C, H, -1).transpose(1, 0, 3, 2, 4)
-    queries = pad(q).reshape(B, n, C, H, -1, K).transpose(1, 0, 3, 4, 2, 5)
-    edges = pad(border).reshape(B, n, C).swapaxes(0, 1)
-    x = gla_chunk.Inputs(queries, heads(k), heads(v), heads(g), edges)
-    o, state = gla_chunk.run(c, x, state)
-    o = o.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * C, q.shape[2], -1)
-    return o[:, :T], state

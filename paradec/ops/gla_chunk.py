@@ -1,30 +1,80 @@
 """The chunkwise form of gated linear attention, with its own gradient: what `ops.gla.gla` runs over long sequences.
 
-Arrays lie in chunks here: n chunks, B rows, H heads of keys with G queries each, C steps a chunk of sub-chunks of c.
+Inside, arrays lie in chunks: n chunks, B rows, H heads of keys with G queries each, C steps a chunk of sub-chunks of c.
 Gates are at most 0, and every factor that is taken to a power is at most 1: no exponent is ever positive.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
+
+from paradec.ops.recurrent import state_dtype
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
+class Form(NamedTuple):
+    """How it is computed. It is static: another one is another program."""
+
+    scale: float
+    chunk: int
+    sub_chunk: int
+
+    def of(self, steps: int) -> Form:
+        """For so many steps: a short sequence is one chunk of as few sub-chunks as it needs."""
+        c = min(self.sub_chunk, steps)
+        return Form(self.scale, min(self.chunk, -(-steps // c) * c), c)
+
+
+def floor(dtype: Any) -> float:
+    """A gate that leaves nothing: its `exp` is 0."""
+    return -750.0 if dtype == jnp.float64 else -120.0
+
+
+def bounded(g: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Gates no lower than `floor`: no decay changes, and sums of gates keep their last digits."""
+    return jnp.maximum(g, floor(g.dtype))
+
+
 class Inputs(NamedTuple):
-    """The steps of all chunks. At a `border` the state is emptied before the step. Queries are scaled."""
+    """The steps of all chunks, wide. At a `border` the state is emptied before the step. Queries are scaled."""
 
     q: Float[Array, "n B H G C K"]
     k: Float[Array, "n B H C K"]
     v: Float[Array, "n B H C V"]
     g: Float[Array, "n B H C K"]
     border: Bool[Array, "n B C"]
+
+
+def _chunks(form: Form, x: Shaped[Array, "B T H K"]) -> Shaped[Array, "n B H C K"]:
+    """Time in chunks; behind the last step are zeros."""
+    B, T, H, K = x.shape
+    C = form.chunk
+    n = -(-T // C)
+    x = jnp.pad(x, ((0, 0), (0, n * C - T), (0, 0), (0, 0)))
+    return x.reshape(B, n, C, H, K).transpose(1, 0, 3, 2, 4)
+
+
+def _grouped(x: Float[Array, "n B Q C K"], heads: int) -> Float[Array, "n B H G C K"]:
+    """Queries by the key head that serves them."""
+    return x.reshape(*x.shape[:2], heads, -1, *x.shape[3:])
+
+
+def _numbers(form: Form, q: Array, k: Array, v: Array, g: Array) -> tuple[Array, ...]:
+    """The first four of `Inputs`, from operands in time."""
+    dtype = state_dtype(q)
+    q, k, v, g = (_chunks(form, x.astype(dtype)) for x in (q, k, v, bounded(g)))
+    return _grouped(q, k.shape[2]) * form.scale, k, v, g
+
+
+def _borders(form: Form, border: Bool[Array, "B T"]) -> Bool[Array, "n B C"]:
+    return _chunks(form, border[..., None, None])[:, :, 0, :, 0]
 
 
 class Decays(NamedTuple):
@@ -114,47 +164,60 @@ def advance(k: Array, v: Array, state: Float[Array, "B H K V"], d: Decays) -> Fl
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def run(
-    c: int, x: Inputs, state: Float[Array, "B H K V"]
-) -> tuple[Float[Array, "n B H G C V"], Float[Array, "B H K V"]]:
-    """The outputs of all chunks, and the state after the last; `c` divides C.
+def chunked(
+    form: Form,
+    q: Float[Array, "B T Q K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H K"],
+    state: Float[Array, "B H K V"],
+    border: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B T Q V"], Float[Array, "B H K V"]]:
+    """The outputs, in q's type, and the state after the last step, in its own type, which is wide.
 
-    The backward pass keeps the inputs alone. It computes the state before every chunk again ("n B H K V") and goes
-    through the chunks in reverse; the gradient of the gates is in closed form.
+    The backward pass keeps the operands as they were given. It computes the state before every chunk again
+    ("n B H K V") and goes through the chunks in reverse; the gradient of the gates is in closed form.
     """
+    form = form.of(q.shape[1])
+    x = Inputs(*_numbers(form, q, k, v, g), _borders(form, border))
 
     def chunk(state: Array, each: Inputs) -> tuple[Array, Array]:
         own = jnp.sum(each.q * each.k[:, :, None], axis=-1)
-        o, state = attend(each.q, each.k, each.v, own, state, decays(each.g, each.border, c))
+        o, state = attend(each.q, each.k, each.v, own, state, decays(each.g, each.border, form.sub_chunk))
         return state, o
 
     state, o = lax.scan(chunk, state, x)
-    return o, state
+    o = o.transpose(1, 0, 4, 2, 3, 5).reshape(q.shape[0], -1, q.shape[2], v.shape[3])
+    return o[:, : q.shape[1]].astype(q.dtype), state
 
 
-def _forward(c: int, x: Inputs, state: Array) -> tuple[tuple[Array, Array], tuple[Inputs, Array]]:
-    return run(c, x, state), (x, state)
+def _forward(form: Form, *operands: Array) -> tuple[Any, tuple[Array, ...]]:
+    return chunked(form, *operands), operands
 
 
-def _backward(c: int, saved: tuple[Inputs, Array], given: tuple[Array, Array]) -> tuple[Inputs, Array]:
-    x, first = saved
+def _backward(form: Form, saved: tuple[Array, ...], given: tuple[Array, Array]) -> tuple[Any, ...]:
+    *operands, first, border = saved
+    form = form.of(border.shape[1])
+    numbers, to_time = jax.vjp(partial(_numbers, form), *operands)
+    x = Inputs(*numbers, _borders(form, border))
+    d_o = _grouped(_chunks(form, given[0].astype(first.dtype)), x.k.shape[2])
 
     def forth(state: Array, each: Inputs) -> tuple[Array, Array]:
-        return advance(each.k, each.v, state, decays(each.g, each.border, c)), state
+        return advance(each.k, each.v, state, decays(each.g, each.border, form.sub_chunk)), state
 
-    def back(d_state: Array, each: tuple[Inputs, Array, Array]) -> tuple[Array, Inputs]:
+    def back(d_state: Array, each: tuple[Inputs, Array, Array]) -> tuple[Array, tuple[Array, ...]]:
         now, state, d_o = each
-        d, own = decays(now.g, now.border, c), jnp.sum(now.q * now.k[:, :, None], axis=-1)
+        d, own = decays(now.g, now.border, form.sub_chunk), jnp.sum(now.q * now.k[:, :, None], axis=-1)
         (_, after), pull = jax.vjp(lambda *terms: attend(*terms, d), now.q, now.k, now.v, own, state)
         d_q, d_k, d_v, d_own, d_before = pull((d_o, d_state))
         d_g = of_gates(now, d_q, d_k, jnp.sum(after * d_state, axis=-1))
         d_q = d_q + d_own[..., None] * now.k[:, :, None]
         d_k = d_k + jnp.sum(d_own[..., None] * now.q, axis=2)
-        return d_before, Inputs(d_q, d_k, d_v, d_g, None)
+        return d_before, (d_q, d_k, d_v, d_g)
 
     _, before = lax.scan(forth, first, x)
-    d_first, grads = lax.scan(back, given[1], (x, before, given[0]), reverse=True)
-    return grads, d_first
+    d_first, grads = lax.scan(back, given[1], (x, before, d_o), reverse=True)
+    return (*to_time(grads), d_first, None)
 
 
 def of_gates(
@@ -175,4 +238,4 @@ def of_gates(
     return jnp.where(x.border[:, None, :, None], 0, total + jnp.where(last, end[:, :, None], 0))
 
 
-run.defvjp(_forward, _backward)
+chunked.defvjp(_forward, _backward)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from paradec.ops.gla import bounded
+from paradec.ops.gla_chunk import bounded
 from paradec.ops.recurrent import state_dtype
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
