@@ -135,7 +135,7 @@ def _solve(plan: _Plan, *operands: Any) -> tuple[PyTree, Info]:
 
 
 def _forward(plan: _Plan, *operands: Any) -> tuple[tuple[PyTree, Info], tuple]:
-    out = _solve(plan, *operands)  # itself, not what it computes: a gradient of the gradient comes through here
+    out: Any = _solve(plan, *operands)  # itself, not what it computes: a gradient of the gradient comes through here
     return out, (*operands[:4], out[0])
 
 
@@ -285,8 +285,8 @@ def _size(new: PyTree, h: PyTree) -> Array:
 
 def _steps(x: PyTree) -> int:
     """T of inputs whose leaves lead with it. Raises `InputError` where they do not agree."""
-    lengths = {a.shape[0] if getattr(a, "ndim", 0) else None for a in jax.tree.leaves(x)}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {a.shape[0] if a.ndim else -1 for a in jax.tree.leaves(x)}
+    if len(lengths) != 1 or -1 in lengths:
         raise InputError("The inputs of a recurrence are arrays that lead with one axis of time, all of one length.")
     return lengths.pop()
 

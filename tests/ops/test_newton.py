@@ -143,7 +143,7 @@ def test_the_published_numbers(cell):
 def test_the_filter_has_the_published_means():
     with jax.enable_x64(True):
         f, b, y = (fill((4,), c, s) for c, s in ((0.1, 0.9), (0.2, 1), (0.3, 1)))
-        means = filtered(f, b, y, jnp.asarray(0.5), jnp.asarray(0.25))
+        means = jax.jit(filtered)(f, b, y, jnp.asarray(0.5), jnp.asarray(0.25))
         np.testing.assert_allclose(means, [0.265173, 1.131854, 0.578827, -1.076071], atol=2e-6)
 
 
