@@ -269,7 +269,7 @@ def test_three_iterations_are_not_enough_for_large_weights_and_more_are():
 
 
 def test_only_the_window_that_needs_it_falls_back():
-    """Inputs of the second window alone are so large that gates are shut there: it converges; the third is NaN."""
+    """NaN in the inputs of the third of three windows: nothing before it is touched, and it is said."""
     w, x, h0 = case("diagonal", steps=48)
     x = x.at[40].set(jnp.nan)
     got, info = solved("diagonal", w, x, h0, method="newton", window=16)
@@ -341,6 +341,13 @@ def test_inputs_may_hold_whole_numbers():
     run = lambda method: loss(lambda w: solve(step, w, x, jnp.zeros((2, 3)), method=method, window=4)[0])
     newton, loop = jax.jit(lambda w: (jax.grad(run("newton"))(w), jax.grad(run("sequential"))(w)))(table)
     assert apart(newton, loop) < 1e-5 and np.any(newton != 0, axis=1).all()
+
+
+def test_the_steps_that_fill_the_last_window_have_finite_gradients():
+    """At zeros this cell has none."""
+    step = lambda w, h, u: h / 2 + jnp.sqrt(w * u)
+    run = loss(lambda w: solve(step, w, jnp.ones((5, 1)), jnp.zeros(1), method="newton", window=4)[0])
+    assert np.isfinite(jax.jit(jax.grad(run))(jnp.float32(2)))
 
 
 def test_auto_is_the_loop_on_a_cpu_and_newton_on_a_tpu():
