@@ -378,3 +378,19 @@ def test_a_step_in_bfloat16_is_compiled_to_products_in_bfloat16():
         router = found.pop("router f32", 0) + found.pop("router bf16 f32", 0)  # activations may stay as they are
         assert router == (3 if name == "moe" else 0), name
         assert set(found) == {"bf16"} and found["bf16"] >= (4 if name == "medusa1" else 20), (name, found)
+
+
+@tpu
+def test_scans_in_lanes_keep_little_besides_their_states():
+    """8,192 steps of 2,048 states, 64 MiB an array. "blocks" is the gradient of 2 x 2 of them, and nothing is padded to
+    tiles. All at once, a scan moves ten times as much as its three arrays hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.compiled_scans"],
+        env=environment(ProgramRequest(target="v5e:2x4", mesh=(1, 8))), capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    temporaries, accessed, kernels = ({k: v[i] for k, v in json.loads(done.stdout).items()} for i in range(3))
+    assert temporaries["auto"] == temporaries["lanes"] < 16 * MIB
+    assert temporaries["gradient"] < 256 * MIB and temporaries["blocks"] < 512 * MIB
+    assert {name for name, number in kernels.items() if number} == {"one device"}
+    assert temporaries["associative"] > 128 * MIB and accessed["associative"] > 10 * 3 * 64 * MIB

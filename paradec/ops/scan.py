@@ -67,7 +67,8 @@ def affine_scan(
             for short axes. "lanes" runs chunks side by side, "chunk" one after the other with "associative" inside;
             both are "associative" where one chunk is enough. "kernel" is a Pallas kernel. "auto" is settled when the
             program is compiled for its platform: the loop on a CPU, where it was the fastest at every length measured;
-            elsewhere "lanes", or a kernel if there is one for these shapes and the devices in use.
+            elsewhere "lanes", or a kernel if there is one for these shapes and the device in use, and one device
+            has all of the arrays (or they are its part, inside `shard_map`).
         chunk: steps of a chunk, at least 1; a T that is no multiple is padded.
         segment: whole numbers "T ..." with the first axes of `b`. Where the id differs from that of the step before,
             the state is zero before the step. The first step goes on from `h0`, whatever its id. An infinite state, or
@@ -166,12 +167,16 @@ def _in_parallel(form: Form, a: Any, b: Any, h0: Any) -> Any:
 def _kernel_platform(form: Form, a: Any, b: Any) -> str | None:
     """For which platform "auto" takes a kernel: that of the mesh in use, or else of this process, if there is one.
 
-    Not for whatever a program may be lowered for: tracing the kernels takes twenty times as long as the loop.
+    Not for whatever a program may be lowered for: tracing the kernels takes twenty times as long as the loop. Nor where
+    several devices may hold the arrays, outside `shard_map`: no compiler splits a kernel, so it would gather them.
     """
     place = mesh.current()
-    here = jax.default_backend() if place is None else place.mesh.devices.flat[0].platform
+    if place is None:
+        here, alone = jax.default_backend(), jax.device_count() == 1 or jax.sharding.get_abstract_mesh().manual_axes
+    else:
+        here, alone = place.mesh.devices.flat[0].platform, place.mesh.size == 1
     here = "cuda" if here == "gpu" else here
-    return here if here in ("tpu", "cuda") and refusal(form, a, b, here) is None else None
+    return here if alone and here in ("tpu", "cuda") and refusal(form, a, b, here) is None else None
 
 
 def check_kernel(form: Form, a: Any, b: Any) -> None:
