@@ -20,8 +20,10 @@ from paradec.errors import InputError, ResourceError, UnknownName
 from paradec.explain import ProgramRequest, Report, compiler, explain, hlo
 from paradec.explain.child import ask, environment
 from paradec.models.shapes import SHAPES, llama3_2_1b, llama3_8b, smollm2_135m
+from paradec.ops.kernels.launch import SCOPED_VMEM
 from paradec.params import count
 from tests.learn.test_objectives import RECIPES
+from tests.ops import compiled_kernels
 
 MIB = 2**20
 
@@ -353,6 +355,17 @@ def test_a_1b_block_diffusion_training_pass_fits_a_pod():
     assert max(c.bytes for c in report.collectives) <= stream
     # A weight counts 8 for each of two streams, but the head's (a fifth) for one; and attention.
     assert 14 < report.counted.flops * 256 / (count(llama3_2_1b().specs()) * 256 * 4096) < 20
+
+
+@tpu
+def test_kernels_compile_in_the_memory_that_they_have():
+    """Forward and with their gradients; and around them nothing is laid out anew, but where axes are no whole tiles."""
+    found = compiled_kernels.ask()
+    assert len(found) == 2 * len(compiled_kernels.PROGRAMS)
+    for program in found:
+        assert len(program["vmem"]) == 1 + (program["what"] == "gradient"), program
+        assert max(program["vmem"]) < SCOPED_VMEM, program
+        assert not program["copies"] or "ragged" in program["name"], program
 
 
 def test_axes_name_every_leaf_of_a_state():
