@@ -20,8 +20,10 @@ from paradec.errors import InputError, ResourceError, UnknownName
 from paradec.explain import ProgramRequest, Report, compiler, explain, hlo
 from paradec.explain.child import ask, environment
 from paradec.models.shapes import SHAPES, llama3_2_1b, llama3_8b, smollm2_135m
+from paradec.ops.kernels.launch import SCOPED_VMEM
 from paradec.params import count
 from tests.learn.test_objectives import RECIPES
+from tests.ops import compiled_kernels
 
 MIB = 2**20
 
@@ -355,6 +357,17 @@ def test_a_1b_block_diffusion_training_pass_fits_a_pod():
     assert 14 < report.counted.flops * 256 / (count(llama3_2_1b().specs()) * 256 * 4096) < 20
 
 
+@tpu
+def test_kernels_compile_in_the_memory_that_they_have():
+    """Forward and with their gradients; and around them nothing is laid out anew, but where axes are no whole tiles."""
+    found = compiled_kernels.ask()
+    assert len(found) == 2 * len(compiled_kernels.PROGRAMS)
+    for program in found:
+        assert len(program["vmem"]) == 1 + (program["what"] == "gradient"), program
+        assert max(program["vmem"]) < SCOPED_VMEM, program
+        assert not program["copies"] or "ragged" in program["name"], program
+
+
 def test_axes_name_every_leaf_of_a_state():
     request = ProgramRequest("draft_model", "tiny", batch=2, slots=128, draft="tiny")
     with mesh.use(mesh.make_mesh(2, 2)) as place:
@@ -378,3 +391,19 @@ def test_a_step_in_bfloat16_is_compiled_to_products_in_bfloat16():
         router = found.pop("router f32", 0) + found.pop("router bf16 f32", 0)  # activations may stay as they are
         assert router == (3 if name == "moe" else 0), name
         assert set(found) == {"bf16"} and found["bf16"] >= (4 if name == "medusa1" else 20), (name, found)
+
+
+@tpu
+def test_scans_in_lanes_keep_little_besides_their_states():
+    """8,192 steps of 2,048 states, 64 MiB an array. "blocks" is the gradient of 2 x 2 of them, and nothing is padded to
+    tiles. All at once, a scan moves ten times as much as its three arrays hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.compiled_scans"],
+        env=environment(ProgramRequest(target="v5e:2x4", mesh=(1, 8))), capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    temporaries, accessed, kernels = ({k: v[i] for k, v in json.loads(done.stdout).items()} for i in range(3))
+    assert temporaries["auto"] == temporaries["lanes"] < 16 * MIB
+    assert temporaries["gradient"] < 256 * MIB and temporaries["blocks"] < 512 * MIB
+    assert {name for name, number in kernels.items() if number} == {"one device"}
+    assert temporaries["associative"] > 128 * MIB and accessed["associative"] > 10 * 3 * 64 * MIB

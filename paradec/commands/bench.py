@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -21,7 +22,7 @@ MOST = 1_000_000
 
 def bench(
     benchmark: Annotated[
-        tyro.conf.Positional[str], arg(help="Which benchmark; parallelbench is all there is.")
+        tyro.conf.Positional[str], arg(help="parallelbench: rules of unmasking. ops: recurrences in their forms.")
     ] = "parallelbench",
     model: Annotated[
         str, arg(help="`exact`: true posteriors of list operations; or a model, as in generate.")
@@ -35,16 +36,23 @@ def bench(
     methods: Annotated[str, arg(help="With a model: methods, separated by commas.")] = "ar",
     limit: Annotated[int, arg(help="With a model: samples of each task.")] = 20,
     batch_size: Annotated[int, arg(help="With a model: rows decoded together.")] = 8,
+    recurrences: Annotated[str, arg(help="With ops: what is timed.")] = "diagonal,block,para_gru,gla",
+    lengths: Annotated[str, arg(help="With ops: steps of a sequence.")] = "512,2048,8192",
+    width: Annotated[int, arg(help="With ops: numbers of a state.")] = 256,
+    rounds: Annotated[int, arg(help="With ops: timings of which the median is told.")] = 5,
     png: o.Figure = None,
     json_path: o.JsonFile = None,
 ) -> int:
-    """Accuracy over tokens per call: rules on exact posteriors, or a model's answers."""
-    if benchmark != "parallelbench":
-        raise UnknownName("benchmark", benchmark, ["parallelbench"])
-    for name, value in {"decodes": decodes, "limit": limit, "batch_size": batch_size}.items():
+    """Accuracy over tokens per call: rules on exact posteriors, or a model's answers. Or how long recurrences take."""
+    if benchmark not in ("parallelbench", "ops"):
+        raise UnknownName("benchmark", benchmark, ["parallelbench", "ops"])
+    counts = {"decodes": decodes, "limit": limit, "batch_size": batch_size, "width": width, "rounds": rounds}
+    for name, value in counts.items():
         if not 1 <= value <= MOST:
             raise InputError(f"{name} must be at least 1 and at most {MOST}; {value} was given.")
     whole_file.check_all({"--png": (png, o.FIGURES), "--json": (json_path, ())})
+    if benchmark == "ops":
+        return _ops(several(recurrences, "recurrence"), several(lengths, "length"), width, rounds, png, json_path)
     if model == "exact":
         points = exact(several(operations, "operation"), several(rules, "rule"), items, decodes, temperature)
     else:
@@ -56,6 +64,34 @@ def bench(
         say(f"Wrote {png}")
     if json_path is not None:
         write(json_path, json.dumps([dataclasses.asdict(p) for p in points], indent=1))
+    return 0
+
+
+def _ops(
+    names: list[str], lengths: list[str], width: int, rounds: int, png: Path | None, json_path: Path | None
+) -> int:
+    """Time recurrences, one row at a time, printing each form as it is known."""
+    from paradec.comparison import device, versions
+    from paradec.evals.recurrences import measure
+
+    if wrong := next((x for x in lengths if not x.isdigit() or not 1 <= int(x) <= MOST), None):
+        raise InputError(f"A length is a whole number from 1 to {MOST}; {wrong!r} was given.")
+    timings = []
+    OUT.print(f"{'recurrence':10} {'form':22} {'length':>7} {'forward ms':>11} {'gradient ms':>12} {'floor MiB':>10}",
+              style="bold", soft_wrap=True)  # fmt: skip
+    for t in measure(names, [int(x) for x in lengths], width, 1, rounds):
+        timings.append(t)
+        OUT.print(f"{t.recurrence:10} {t.form:22} {t.length:7} {t.forward:11.2f} {t.gradient:12.2f} "
+                  f"{t.floor / 2**20:10.1f}", soft_wrap=True, highlight=False)  # fmt: skip
+    say(f"{device()}, float32, width {width}, one row; medians of {rounds} interleaved rounds.")
+    if png is not None:
+        from paradec.viz.recurrence_times import recurrence_times
+
+        recurrence_times(timings, png)
+        say(f"Wrote {png}")
+    if json_path is not None:
+        facts = {"device": device(), "versions": versions(), "rounds": rounds}
+        write(json_path, json.dumps(facts | {"timings": [dataclasses.asdict(t) for t in timings]}, indent=1))
     return 0
 
 

@@ -35,7 +35,6 @@ def test_ragged_calls_are_one_forward(made, chain):
 def test_refused_and_pending_rows(made):
     token = jnp.asarray(np.random.default_rng(1).integers(97, size=(3, 16)))
     laws.untouched(*made, token)
-    laws.pending(*made, token, None)
     laws.pending(*made, token, laws.plan(0, 1, 3, 3, 7).parent[0])
 
 

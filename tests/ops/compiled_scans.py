@@ -1,12 +1,11 @@
-"""What the TPU compiler makes of affine scans over 8,192 steps of 2,048 states: memory, as JSON.
+"""What the TPU compiler makes of affine scans over 8,192 steps of 2,048 states: temporaries, traffic (bytes), kernels.
 
-For tests/test_explain.py, which starts it with the variables of `paradec.explain.child.environment` and names programs.
+For tests/test_explain.py, which starts it with the variables of `paradec.explain.child.environment`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from paradec import mesh
 from paradec.explain.compiler import topology
 from paradec.ops.scan import affine_scan
 
@@ -31,22 +31,36 @@ def gradient(scan: Callable) -> Callable:
 PROGRAMS = {
     "auto": scan("auto", True),
     "lanes": scan("lanes", True),
-    "unchecked": scan("lanes", False),
     "gradient": gradient(scan("lanes", True)),
     "associative": scan("associative", False),
     "blocks": gradient(lambda a, b, h: scan("lanes", True, "block")(((a, b), (b, a)), (a, b), (h, h))[0]),
 }
 
 
-def main(names: list[str]) -> None:
-    device = topology("v5e:1x1")[0]
-    place = partial(jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=SingleDeviceSharding(device))
-    for name in names:
-        compiled = jax.jit(PROGRAMS[name]).lower(place((T, N)), place((T, N)), place((N,))).compile()
-        memory = compiled.memory_analysis()
-        accessed = compiled.cost_analysis()["bytes accessed"]
-        print(json.dumps({"name": name, "temporaries": memory.temp_size_in_bytes, "accessed": accessed}), flush=True)
+def main() -> None:
+    devices = topology("v5e:2x4")
+    place = partial(jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=SingleDeviceSharding(devices[0]))
+    found = {}
+
+    def measure(name: str, program: Callable, rows: jax.ShapeDtypeStruct, start: jax.ShapeDtypeStruct) -> None:
+        compiled = jax.jit(program).lower(rows, rows, start).compile()
+        temporaries, accessed = (
+            compiled.memory_analysis().temp_size_in_bytes,
+            compiled.cost_analysis()["bytes accessed"],
+        )
+        found[name] = temporaries, accessed, compiled.as_text().count("tpu_custom_call")
+
+    for name, program in PROGRAMS.items():
+        measure(name, program, place((T, N)), place((N,)))
+    for name, number in (("one device", 1), ("eight devices", 8)):  # of a mesh that says what the program is for
+        with mesh.use(mesh.make_mesh(number, 1, devices[:number])) as placement:
+            lies = lambda shape, *axes: jax.ShapeDtypeStruct(
+                shape, jnp.float32, sharding=placement.sharding(axes, shape)
+            )
+            rows, start = lies((T, 8, N // 8), None, "batch", None), lies((8, N // 8), "batch", None)
+            measure(name, PROGRAMS["auto"], rows, start)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -32,7 +32,8 @@ def inputs(B, T, H, K, V, normaliser, dtype=jnp.float32):
 
 
 # Chunks of 16 in sub-blocks of 8, blocks of 32 rows: 70 and 37 rows are three and two blocks, the last not full.
-SMALL = dict(scale=0.5, chunk=16, sub_chunk=8, rows=32)
+SMALL = dict(scale=0.5, chunk=16, sub_chunk=8)
+BLOCKS = {"tpu": (("rows", 32),), "gpu": (("state", 256), ("warps", 1), ("stages", 1))}
 CASES = {
     "heads apart": ((2, 70, 2, 8, 12), 1.0, "float32", "tpu"),
     "strong gate": ((2, 70, 2, 8, 12), 0.1, "float32", "tpu"),
@@ -44,7 +45,7 @@ CASES = {
 
 @cache
 def kernel(platform):
-    return lambda *x: gla.attend(*x, GlaForm(platform=platform, **SMALL))
+    return lambda *x: gla.attend(*x, GlaForm(platform=platform, blocks=BLOCKS[platform], **SMALL))
 
 
 @pytest.mark.parametrize(("sizes", "normaliser", "dtype", "platform"), CASES.values(), ids=CASES)

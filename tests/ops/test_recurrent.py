@@ -200,6 +200,9 @@ def test_slstm_asks_every_element_whether_it_is_empty():
     zero = jnp.zeros((1, 2))
     slope = jax.jit(jax.grad(lambda i: cell.pointwise((zero,) * 4, (i, *raw[1:]))[0].sum()))(raw[0])
     np.testing.assert_array_equal(slope, 0)  # a first symbol is all there is, however its gate stands
+    closed = (jnp.full((1, 2), -30.0), *raw[1:])  # nothing new comes in: n stays 1, and so does its slope
+    slope = jax.jit(jax.grad(lambda n: cell.pointwise((zero, zero, n, zero), closed)[2].sum()))(zero + 1)
+    np.testing.assert_array_equal(slope, 1)
 
 
 def test_an_lstm_without_recurrence_is_an_affine_scan():

@@ -43,5 +43,5 @@ class SLSTM(HeadwiseCell):
         new, old = jnp.exp(i - m), jnp.exp(jnp.minimum(kept - m, 0))
         c = old * c + new * jnp.tanh(z)
         n = old * n + new
-        n = jnp.where(n < 1, 1, n)  # not maximum: at n = 1 exactly, the first step, half a gradient would be lost
+        n = jnp.where(n < 1, 1, n)  # not maximum: while n is exactly 1, each step would halve its gradient
         return sigmoid(o) * c / n, c, n, m

@@ -33,12 +33,12 @@ Matrix = tuple[Cells, ...]
 
 
 class ScanForm(NamedTuple):
-    """What is static about a scan. `blocks` overrides the stored table: (("time", 256), ("cells", 512))."""
+    """What is static about a scan. `blocks` None: those of the stored table."""
 
     reverse: bool = False
     delayed: bool = False
     platform: str | None = None
-    blocks: tuple[tuple[str, int], ...] | None = None
+    blocks: table.Blocks | None = None
 
 
 def scan(a: Matrix, b: Cells, h0: State, form: ScanForm) -> Cells:
@@ -135,7 +135,7 @@ def launch(shape: Sequence[int], k: int, a_type: Any, b_type: Any, form: ScanFor
 def _tile(shape: tuple[int, ...], k: int, unit: int, form: ScanForm) -> tuple[int, ...]:
     """The block of time, rows (if any) and cells, of about as many elements as the table says."""
     T, *rows, cells = shape
-    sizes = dict(form.blocks or table.blocks("diagonal" if k == 1 else "block", "tpu"))
+    sizes = table.blocks("diagonal" if k == 1 else "block", "tpu", form.blocks)
     elements = sizes["time"] * sizes["cells"]
     high = [n if n <= unit else unit for n in rows]
     wide = min(cells, max(128, sizes["cells"] // (unit if rows else 1) // 128 * 128))
@@ -198,7 +198,7 @@ def _gpu(a: Matrix, b: Cells, h0: State, *, form: ScanForm, interpret: bool) -> 
     """Triton-style: a program walks all of time for a power of two of cells, its state in registers."""
     shape, k = b[0].shape, len(b)
     T, n = shape[0], math.prod(shape[1:])
-    sizes = dict(form.blocks or table.blocks("diagonal" if k == 1 else "block", "gpu"))
+    sizes = table.blocks("diagonal" if k == 1 else "block", "gpu", form.blocks)
     wide = sizes["cells"]
     pad = lambda x: jnp.pad(x.reshape(-1, n), ((0, 0), (0, -n % wide)))  # nothing where it divides: XLA drops it
     flat = [pad(x) for x in (*sum(a, ()), *b, *(x.astype(jnp.float32) for x in h0))]

@@ -20,20 +20,22 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from paradec.errors import InputError
 from paradec.ops.kernels import gla_chunk as chunk
 from paradec.ops.kernels import gla_gpu, table
-from paradec.ops.kernels.launch import SCOPED_VMEM, Launch, Operand, on_platform
+from paradec.ops.kernels.launch import SCOPED_VMEM, Launch, Operand, on_platform, tiled
 
 Heads = Float[Array, "B T H _"]
 
 
 class GlaForm(NamedTuple):
-    """What is static. `rows` 0: as many rows a block as the table says and VMEM holds."""
+    """What is static. `blocks` None: those of the stored table. `rows` of a block follow from them and from VMEM."""
 
     scale: float
     chunk: int = 64
     sub_chunk: int = 16
     platform: str | None = None
+    blocks: table.Blocks | None = None
     rows: int = 0
 
 
@@ -52,9 +54,12 @@ def gla(
     """The outputs, in q's type, and the state after the last row, float32.
 
     `g <= 0` is the log of the decay, applied before the row's own key and value are added, so that row t sees its own
-    undecayed. `scale` None is K^-1/2. `platform` as in `kernels.scan`. Differentiable once.
+    undecayed. `scale` None is K^-1/2. `platform` as in `kernels.scan`. Differentiable once. Raises `InputError` with
+    what `refusal` says.
     """
     B, _, H, K = q.shape
+    if sentence := refusal(q.shape, v.shape, platform or "cpu", chunk, sub_chunk):
+        raise InputError(sentence)
     state = jnp.zeros((B, H, K, v.shape[-1]), jnp.float32) if state is None else state.astype(jnp.float32)
     form = GlaForm(K**-0.5 if scale is None else scale, chunk, sub_chunk, platform)
     result: Any = attend(q, k, v, g, state, form)  # custom_vjp hides the types
@@ -69,7 +74,7 @@ def attend(q: Heads, k: Heads, v: Heads, g: Heads, state: Array, form: GlaForm) 
 
 
 def _forward(q: Heads, k: Heads, v: Heads, g: Heads, state: Array, form: GlaForm, save: bool) -> tuple[Array, ...]:
-    sizes, form = fitted(q, v, form)
+    sizes, form = fitted(q, k, v, g, form)
     kernels = {"tpu": partial(_tpu_forward, form=form, save=save)}
     if gla_gpu.refusal(sizes.K, sizes.V) is None:
         kernels["gpu"] = partial(_gpu_forward, form=form, save=save)
@@ -82,7 +87,7 @@ def _saved(q: Heads, k: Heads, v: Heads, g: Heads, state: Array, form: GlaForm) 
 
 
 def _backward(form: GlaForm, saved: Any, push: tuple[Array, Array]) -> tuple[Array, ...]:
-    sizes, form = fitted(saved[0], saved[2], form)
+    sizes, form = fitted(*saved[:4], form)
     kernels = {"tpu": partial(_tpu_backward, form=form)}
     if gla_gpu.refusal(sizes.K, sizes.V) is None:
         kernels["gpu"] = partial(_gpu_backward, form=form)
@@ -136,14 +141,17 @@ class GlaSizes(NamedTuple):
     V: int
 
 
-def fitting_rows(sizes: GlaSizes, form: GlaForm) -> int:
-    """Rows a block, a multiple of the chunk: the greatest, up to the table's, whose backward pass in float32 fits VMEM
-    with room for the values in between (a quarter). 0 if not even one chunk fits."""
-    wide = GlaTypes(*(jnp.float32,) * 4)
-    most = form.rows or table.blocks("gla", "tpu")["rows"]
-    tries = max(1, min(most, sizes.T + form.chunk - 1) // form.chunk)
+WIDE = GlaTypes(jnp.float32, jnp.float32, jnp.float32, jnp.float32)
+
+
+def fitting_rows(sizes: GlaSizes, form: GlaForm, types: GlaTypes = WIDE) -> int:
+    """Rows a block, a multiple of the chunk: the greatest, up to the table's, whose backward pass fits VMEM, 0 if not
+    even one chunk does. For values in between the compiler takes up to eight states' worth."""
+    most = SCOPED_VMEM * 15 // 16 - 8 * tiled((sizes.K, sizes.V), 4)
+    rows = table.blocks("gla", "tpu", form.blocks if form.platform != "gpu" else None)["rows"]
+    tries = max(1, min(rows, sizes.T + form.chunk - 1) // form.chunk)
     for n in range(tries, 0, -1):
-        if backward_launch(sizes, form._replace(rows=n * form.chunk), wide).vmem() <= SCOPED_VMEM * 3 // 4:
+        if backward_launch(sizes, form._replace(rows=n * form.chunk), types).vmem() <= most:
             return n * form.chunk
     return 0
 
@@ -280,15 +288,12 @@ def _backward_body(*refs: Any, T: int, form: GlaForm, precision: Any) -> None:
         dstart[...] = dS[...]
 
 
-def fitted(q: Heads, v: Heads, form: GlaForm) -> tuple[GlaSizes, GlaForm]:
+def fitted(q: Heads, k: Heads, v: Heads, g: Heads, form: GlaForm) -> tuple[GlaSizes, GlaForm]:
     """The sizes, and the form with a chunk no longer than the text and as many rows a block as fit."""
-    sizes = GlaSizes(*q.shape, v.shape[-1])
+    sizes, types = GlaSizes(*q.shape, v.shape[-1]), GlaTypes(*(x.dtype for x in (q, k, v, g)))
     short = -(-sizes.T // form.sub_chunk) * form.sub_chunk
     form = form._replace(chunk=min(form.chunk, short))
-    fit = fitting_rows(sizes, form)
-    if not fit:
-        raise ValueError(refusal(q.shape, v.shape, "tpu", form.chunk, form.sub_chunk))
-    return sizes, form._replace(rows=fit)
+    return sizes, form._replace(rows=fitting_rows(sizes, form, types) or form.chunk)
 
 
 def _tpu_forward(
@@ -316,7 +321,7 @@ def _gpu_forward(
     q: Heads, k: Heads, v: Heads, g: Heads, state: Array, *, form: GlaForm, save: bool, interpret: bool
 ) -> tuple[Array, ...]:
     """Of the states before every block a GPU's backward pass reads none; as zeros that nobody reads they vanish."""
-    result = gla_gpu.forward(q, k, v, g, state, form.scale, interpret)
+    result = gla_gpu.forward(q, k, v, g, state, form.scale, form.blocks, interpret)
     steps = pl.cdiv(q.shape[1], form.rows)
     unread = jnp.zeros((*state.shape[:2], steps, *state.shape[2:]), jnp.float32)
     return (*result, unread) if save else result
@@ -326,4 +331,4 @@ def _gpu_backward(
     q: Heads, k: Heads, v: Heads, g: Heads, start: Array, end: Array, _states: Array, do: Heads, dend: Array,
     *, form: GlaForm, interpret: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
-    return gla_gpu.backward(q, k, v, g, start, end, do, dend, form.scale, interpret)
+    return gla_gpu.backward(q, k, v, g, start, end, do, dend, form.scale, form.blocks, interpret)

@@ -39,10 +39,17 @@ def refusal(K: int, V: int) -> str | None:
 
 
 def forward(
-    q: Heads, k: Heads, v: Heads, g: Heads, state: Float[Array, "B H K V"], scale: float, interpret: bool
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    g: Heads,
+    state: Float[Array, "B H K V"],
+    scale: float,
+    blocks: table.Blocks | None,
+    interpret: bool,
 ) -> tuple[Heads, Array]:
     """The outputs, in q's type, and the last state."""
-    walk = HeadWalk(q, v, interpret)
+    walk = HeadWalk(q, v, blocks, interpret)
     inputs = (walk.rows(q), walk.rows(k), walk.tiles(v), walk.rows(g), walk.state(state))
     o, end = walk(partial(_forward, scale=scale), inputs, (walk.tiles(like=q.dtype), walk.state()))
     return walk.cut(o), end
@@ -50,10 +57,10 @@ def forward(
 
 def backward(
     q: Heads, k: Heads, v: Heads, g: Heads, start: Array, end: Array, do: Heads, dend: Array, scale: float,
-    interpret: bool,
+    blocks: table.Blocks | None, interpret: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Cotangents of q, k, v, g and the first state."""
-    walk = HeadWalk(q, v, interpret)
+    walk = HeadWalk(q, v, blocks, interpret)
     inputs = (walk.rows(k), walk.tiles(v), walk.rows(g), walk.tiles(do), walk.state(start))
     (dq,) = walk(partial(_queries, scale=scale), inputs, (walk.parts(),))
     inputs = (walk.rows(q), *inputs[:-1], walk.state(dend))
@@ -69,9 +76,9 @@ class HeadWalk:
     """The programs of one walk, and how each sees the arrays: as refs of [T, K], [T, tile] and [K, tile]. Each method
     gives a block specification with an array (an input) or with a shape (an output)."""
 
-    def __init__(self, q: Heads, v: Heads, interpret: bool):
+    def __init__(self, q: Heads, v: Heads, blocks: table.Blocks | None, interpret: bool):
         self.B, self.T, self.H, self.K = q.shape
-        self.V, self.interpret, self.sizes = v.shape[-1], interpret, table.blocks("gla", "gpu")
+        self.V, self.interpret, self.sizes = v.shape[-1], interpret, table.blocks("gla", "gpu", blocks)
         self.long = self.T + -self.T % C
         # A tile is a power of two that divides V; the table says how much of a state registers shall hold.
         self.tile = min(self.V & -self.V, max(16, self.sizes["state"] // self.K))

@@ -36,11 +36,12 @@ ROWS = 8
 
 class StepForm(NamedTuple):
     """What is static: a cell (`ops.recurrent.Pointwise`), the bound of the gradient through R, the kernel's platform,
-    and the steps of a chunk (0: as the table says, or fewer where VMEM is short)."""
+    and block sizes (None: those of the table). The `steps` of a chunk follow from them and from VMEM."""
 
     cell: Any
     clip: float | None = None
     platform: str | None = None
+    blocks: table.Blocks | None = None
     steps: int = 0
 
 
@@ -67,7 +68,7 @@ def recur(
     facts: Facts = (None, None),
     *,
     platform: str | None = None,
-    steps: int = 0,
+    blocks: table.Blocks | None = None,
 ) -> States:
     """The states after every step, each "T N B D", float32: what `ops.recurrent`'s scan returns.
 
@@ -85,7 +86,7 @@ def recur(
         valid = jnp.ones((T, B), bool) if facts[1] is None else facts[1]
         marks = pad(jnp.stack([reset, valid], axis=-1).astype(jnp.float32), 1)
     first = tuple(pad(x.astype(jnp.float32), 1) for x in first)
-    form = StepForm(cell, clip, platform, steps)
+    form = StepForm(cell, clip, platform, blocks)
     states: Any = _recur(pad(wx, 2), r, b.astype(jnp.float32), first, marks, form)
     return tuple(x[:, :, :B] for x in states)
 
@@ -110,8 +111,8 @@ def refusal(cell: Any, wx: Sequence[int], r: Any, platform: str, wx_type: Any = 
 
 
 def fitting_steps(sizes: StepSizes, form: StepForm) -> int:
-    """Steps a chunk: as many as the table says, or halved until the backward pass fits VMEM; 0 where one is too much."""
-    steps = min(form.steps or table.blocks("recurrent", "tpu")["steps"], sizes.T)
+    """Steps a chunk: as many as the table says, or halved until the backward pass fits VMEM; 0 where one does not."""
+    steps = min(table.blocks("recurrent", "tpu", form.blocks)["steps"], sizes.T)
     while steps and backward_launch(sizes, form._replace(steps=steps)).vmem() > SCOPED_VMEM * 15 // 16:
         steps //= 2
     return steps
