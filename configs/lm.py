@@ -29,7 +29,7 @@ class Shape:
     head_dim: int = 32
     """Width of a head."""
     mlp: int = 344
-    """Width inside an MLP."""
+    """Width inside an MLP; 0: none, in layers of a pattern."""
     tied: bool = True
     """The embedding is also the output's table."""
     theta: float = 10_000.0
@@ -39,8 +39,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         """Raise `InputError` for numbers that make no decoder."""
-        check_least(self, dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_dim", "mlp"), 1))
+        check_least(self, dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_dim"), 1) | {"mlp": 0})
         check_fields(self, {
+            "mlp": (self.mlp >= 1 or bool(self.pattern), "at least 1; 0, no MLP, needs a pattern"),
             "heads": (self.heads % self.kv_heads == 0, f"a multiple of kv_heads ({self.kv_heads})"),
             "head_dim": (self.head_dim % 2 == 0, "even, since rotary positions turn pairs"),
             "theta": (0 < self.theta < math.inf, "above 0 and finite"),
@@ -209,6 +210,6 @@ def llama3_8b() -> Lm:
 
 
 PUBLISHED = (
-    tiny, shakespeare, shakespeare_pararnn, shakespeare_slstm, shakespeare_gpu, smollm2, llama3_8b,
+    tiny, shakespeare, shakespeare_gla, shakespeare_pararnn, shakespeare_slstm, shakespeare_gpu, smollm2, llama3_8b,
 )  # fmt: skip
 PRESETS = {f.__name__: (f.__doc__ or "", f()) for f in PUBLISHED}

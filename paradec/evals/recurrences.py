@@ -48,7 +48,7 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Forms:
     """A recurrence: its operands at a length, and the forms that compute it from them."""
 
     operands: Callable[[np.random.Generator, int, int, int], tuple[PyTree, ...]]
@@ -95,10 +95,10 @@ def _solved(method: str, **options: Any) -> Form:
 
 
 SCANS = ("sequential", "associative", "lanes", "chunk", "kernel")
-CASES: Mapping[str, Case] = {
-    "diagonal": Case(_diagonal, {name: _scan("diagonal", name) for name in SCANS}),
-    "block": Case(_block, {name: _scan("block", name) for name in SCANS}),
-    "para_gru": Case(
+CASES: Mapping[str, Forms] = {
+    "diagonal": Forms(_diagonal, {name: _scan("diagonal", name) for name in SCANS}),
+    "block": Forms(_block, {name: _scan("block", name) for name in SCANS}),
+    "para_gru": Forms(
         _cell,
         {
             "sequential": _solved("sequential"),
@@ -107,7 +107,7 @@ CASES: Mapping[str, Case] = {
             "newton, whole": _solved("newton", window=None),
         },
     ),
-    "gla": Case(
+    "gla": Forms(
         _attention,
         {name: (lambda q, k, v, g, name=name: gla(q, k, v, g, implementation=name)[0])
          for name in ("recurrent", "chunk", "kernel")},

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from paradec import struct
 from paradec.errors import check_fields
@@ -72,7 +72,7 @@ class Attention(Mixer):
         k = jnp.zeros((layers, batch, self.num_kv_heads, rows, self.head_dim), dtype)
         return KVDelta(k=k, v=jnp.zeros_like(k))
 
-    def axes(self, state: KVDelta) -> KVDelta:
+    def axes(self, state: PyTree) -> KVDelta:
         """The logical axes of the cache."""
         return KVDelta(k=AXES, v=AXES)
 

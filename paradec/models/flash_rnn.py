@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Float, Int, Int32, PyTree
 
 from paradec import struct
 from paradec.models.cells.headwise import HeadwiseCell, HeadwiseWeights
@@ -58,7 +58,7 @@ class FlashRNN(Mixer):
         """States of `rows` rows."""
         return self.cell.zeros(layers, batch, rows)
 
-    def axes(self, state: States) -> States:
+    def axes(self, state: PyTree) -> PyTree:
         """The logical axes of the states: heads are split as their weights are."""
         return jax.tree.map(lambda x: ("layers", "batch", "kv_heads", None), state)
 

@@ -15,6 +15,7 @@ from paradec.models.cells.para_lstm import ParaLSTM
 from paradec.models.cells.slstm import SLSTM
 from paradec.models.diagonal import Diagonal
 from paradec.models.flash_rnn import FlashRNN
+from paradec.models.gla import GLA
 from paradec.models.mixer import Mixer
 from paradec.models.pararnn import ParaRNN
 from paradec.ops.rope import Rope
@@ -38,6 +39,7 @@ def _flash(cell: type[HeadwiseCell]) -> Callable[[LayerSizes], Mixer]:
 
 KINDS: Mapping[str, Callable[[LayerSizes], Mixer]] = {
     "attention": lambda s: Attention(s.heads, s.kv_heads, s.head_dim, Rope(theta=s.theta)),
+    "gla": lambda s: GLA(s.heads),
     "diagonal": lambda s: Diagonal(),
     "para_gru": lambda s: ParaRNN(ParaGRU(s.heads, s.width // s.heads)),
     "para_lstm": lambda s: ParaRNN(ParaLSTM(s.heads, s.width // s.heads)),
@@ -49,6 +51,7 @@ KINDS: Mapping[str, Callable[[LayerSizes], Mixer]] = {
 """A mixer of each kind, of these sizes."""
 
 CLASSES: Mapping[str, type] = {
-    c.__name__: c for c in (Attention, Diagonal, ParaRNN, ParaGRU, ParaLSTM, FlashRNN, Elman, LSTM, GRU, SLSTM, Rope)
+    c.__name__: c
+    for c in (Attention, GLA, Diagonal, ParaRNN, ParaGRU, ParaLSTM, FlashRNN, Elman, LSTM, GRU, SLSTM, Rope)
 }
 """What mixers are and are made of, by the names of the classes, as files of models hold them."""

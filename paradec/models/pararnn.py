@@ -54,8 +54,9 @@ class ParaRNN(Mixer):
     projection back.
 
     `cell` is any with the members of `ParaCell`; one of another class than ours is tried once
-    (`ops.jacobian.check_cell`), and `InputError` says what is wrong with it. `conv` 0: no convolution. `method`, `iterations`, `tol` and `window` are those of
-    `ops.newton.solve`, which computes whole sequences; rows of a decode are computed one by one.
+    (`ops.jacobian.check_cell`), and `InputError` says what is wrong with it. `conv` 0: no convolution. `method`,
+    `iterations`, `tol` and `window` are those of `ops.newton.solve`, which computes whole sequences; rows of a decode
+    are computed one by one. Both branches of the block are as wide as the cell.
     """
 
     cell: ParaCell = ParaGRU()

@@ -135,7 +135,7 @@ def _solve(plan: _Plan, *operands: Any) -> tuple[PyTree, Info]:
 
 
 def _forward(plan: _Plan, *operands: Any) -> tuple[tuple[PyTree, Info], tuple]:
-    out = _solve(plan, *operands)  # itself, not what it computes: a gradient of the gradient comes through here
+    out: Any = _solve(plan, *operands)  # itself, not what it computes: a gradient of the gradient comes through here
     return out, (*operands[:4], out[0])
 
 
@@ -148,19 +148,16 @@ def _backward(plan: _Plan, saved: tuple, cotangent: tuple[PyTree, Any]) -> tuple
     x, masks, h = recurrence.cut(plan.window, x, masks, h)
     g = jax.tree.map(lambda a: recurrence.split(a, plan.window, "constant"), cotangent[0])
     first = jax.tree.map(lambda h0, h: jnp.concatenate([h0[None], h[:-1, -1]]), h0, h)
-    wanted, fixed = recurrence.parted(cell)
 
     def window(carry: tuple, each: tuple) -> tuple[tuple, PyTree]:
         (late, total), (x, masks, first, h, g) = carry, each
-        x_wanted, x_fixed = recurrence.parted(x)
         before = recurrence.before(h, first)
         g = jax.tree.map(lambda g, late: g.at[-1].add(late), g, late)
         lam = _costates(plan, cell, before, x, masks, g)
-        sweep = lambda cell, h, x: recurrence.joined(cell, fixed).sweep(recurrence.joined(x, x_fixed), masks)(h)
-        to_cell, to_state, to_x = jax.vjp(sweep, wanted, before, x_wanted)[1](lam)
+        to_cell, to_state, to_x = cell.pulled(before, x, masks, lam)
         return (recurrence.at(to_state, 0), jax.tree.map(jnp.add, total, to_cell)), to_x
 
-    carry = (jax.tree.map(jnp.zeros_like, h0), jax.tree.map(jnp.zeros_like, wanted))
+    carry = (jax.tree.map(jnp.zeros_like, h0), jax.tree.map(jnp.zeros_like, recurrence.parted(cell)[0]))
     (to_h0, to_cell), to_x = recurrence.over(window, carry, (x, masks, first, h, g), reverse=True)
     return to_cell, recurrence.whole(to_x, T), to_h0, None, None
 
@@ -288,8 +285,8 @@ def _size(new: PyTree, h: PyTree) -> Array:
 
 def _steps(x: PyTree) -> int:
     """T of inputs whose leaves lead with it. Raises `InputError` where they do not agree."""
-    lengths = {a.shape[0] if getattr(a, "ndim", 0) else None for a in jax.tree.leaves(x)}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {a.shape[0] if a.ndim else -1 for a in jax.tree.leaves(x)}
+    if len(lengths) != 1 or -1 in lengths:
         raise InputError("The inputs of a recurrence are arrays that lead with one axis of time, all of one length.")
     return lengths.pop()
 

@@ -62,6 +62,27 @@ class Recurrence:
         """A function from the states before every step to those after it, all in parallel."""
         return lambda before: jax.vmap(self.moved)(before, x, masks)
 
+    def pulled(self, before: PyTree, x: PyTree, masks: Masks, lam: PyTree) -> tuple[Recurrence, PyTree, PyTree]:
+        """Cotangents of the weights, of the states before every step and of x, from those of the states after it.
+
+        Where weights are vectors each step has a copy, whose cotangents are summed at the end: asked for the sum alone,
+        XLA recomputes the cell inside of it, on a CPU number by number (30 ms instead of 4 at T = 2048, n = 256).
+        """
+        T, n = jax.tree.leaves(before)[0].shape[0], jax.tree.leaves(before)[0].shape[-1]
+        wanted, fixed = parted(self)
+        vectors, matrices = parted(wanted, lambda a: a.size <= 16 * n)
+        x, x_fixed = parted(x)
+
+        def sweep(vectors: PyTree, matrices: PyTree, before: PyTree, x: PyTree) -> PyTree:
+            def one(vectors: PyTree, h: PyTree, x: PyTree, x_fixed: PyTree, masks: Masks) -> PyTree:
+                return joined(joined(vectors, matrices), fixed).moved(h, joined(x, x_fixed), masks)
+
+            return jax.vmap(one)(vectors, before, x, x_fixed, masks)
+
+        copies = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (T, *a.shape)), vectors)
+        of_copies, of_matrices, of_before, of_x = jax.vjp(sweep, copies, matrices, before, x)[1](lam)
+        return joined(jax.tree.map(lambda a: jnp.sum(a, axis=0), of_copies), of_matrices), of_before, of_x
+
     def states(self, h0: PyTree, x: PyTree, masks: Masks) -> PyTree:
         """The states after every step, one after the other."""
 
@@ -145,9 +166,9 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda a: a.astype(dtype) if is_float(a) else a, tree)
 
 
-def parted(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """Leaves that have a gradient, and the others; the gaps are None."""
-    pick = lambda want: jax.tree.map(lambda a: a if is_float(a) is want else None, tree)
+def parted(tree: PyTree, wanted: Callable[[Array], bool] = is_float) -> tuple[PyTree, PyTree]:
+    """Leaves that are wanted, by default those that have a gradient, and the others; the gaps are None."""
+    pick = lambda want: jax.tree.map(lambda a: a if wanted(a) is want else None, tree)
     return pick(True), pick(False)
 
 

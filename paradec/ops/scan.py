@@ -24,7 +24,7 @@ from paradec.ops.scan_inputs import borders, check_flags, fitted, masked
 IMPLEMENTATIONS = ("auto", "sequential", "associative", "lanes", "chunk", "kernel")
 
 
-class Form(NamedTuple):
+class ScanForm(NamedTuple):
     """How a recurrence is computed. It is static: another one is another program."""
 
     kind: str
@@ -99,26 +99,26 @@ def affine_scan(
     return _affine(a, b, h0, form)
 
 
-def as_form(kind: str, reverse: bool, implementation: str, chunk: int, checked: bool) -> Form:
+def as_form(kind: str, reverse: bool, implementation: str, chunk: int, checked: bool) -> ScanForm:
     """The options of a scan, with a sentence for what there is not."""
     if kind not in STRUCTURES:
         raise UnknownName("kind of scan", str(kind), STRUCTURES)
     if implementation not in IMPLEMENTATIONS:
         raise UnknownName("implementation of a scan", str(implementation), IMPLEMENTATIONS)
-    return Form(kind, bool(reverse), implementation, at_least("chunk", chunk, 1), bool(checked))
+    return ScanForm(kind, bool(reverse), implementation, at_least("chunk", chunk, 1), bool(checked))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _affine(a: Any, b: Any, h0: Any, form: Form) -> Any:
+def _affine(a: Any, b: Any, h0: Any, form: ScanForm) -> Any:
     return run(form, a, b, h0)
 
 
-def _forward(a: Any, b: Any, h0: Any, form: Form) -> tuple[Any, Any]:
+def _forward(a: Any, b: Any, h0: Any, form: ScanForm) -> tuple[Any, Any]:
     h = _affine(a, b, h0, form)
     return h, (a, h0, h)
 
 
-def _backward(form: Form, saved: Any, g: Any) -> tuple[Any, Any, Any]:
+def _backward(form: ScanForm, saved: Any, g: Any) -> tuple[Any, Any, Any]:
     a, h0, h = saved
     structure, first = form.structure, -1 if form.reverse else 0
     turned = structure.transpose(a)
@@ -141,7 +141,7 @@ def gradient_of_a(structure: Structure, a: Any, adjoint: Any, previous: Any) -> 
     return jax.tree.map(summed, structure.outer(adjoint, previous), a)
 
 
-def run(form: Form, a: Any, b: Any, h0: Any) -> Any:
+def run(form: ScanForm, a: Any, b: Any, h0: Any) -> Any:
     """The states, as the form says."""
     if form.implementation == "auto":
         as_ = lambda implementation: partial(run, form._replace(implementation=implementation))
@@ -155,7 +155,7 @@ def run(form: Form, a: Any, b: Any, h0: Any) -> Any:
     return lax.cond(affine.all_finite(h), lambda: h, lambda: affine.sequential(form.structure, a, b, h0, form.reverse))
 
 
-def _in_parallel(form: Form, a: Any, b: Any, h0: Any) -> Any:
+def _in_parallel(form: ScanForm, a: Any, b: Any, h0: Any) -> Any:
     if form.implementation == "kernel":
         return _kernel(form, a, b, h0)
     if form.implementation == "associative" or affine.length(b) <= form.chunk:
@@ -164,7 +164,7 @@ def _in_parallel(form: Form, a: Any, b: Any, h0: Any) -> Any:
     return way(form.structure, a, b, h0, form.reverse, form.chunk)
 
 
-def _kernel_platform(form: Form, a: Any, b: Any) -> str | None:
+def _kernel_platform(form: ScanForm, a: Any, b: Any) -> str | None:
     """For which platform "auto" takes a kernel: that of the mesh in use, or else of this process, if there is one.
 
     Not for whatever a program may be lowered for: tracing the kernels takes twenty times as long as the loop. Nor where
@@ -179,13 +179,13 @@ def _kernel_platform(form: Form, a: Any, b: Any) -> str | None:
     return here if alone and here in ("tpu", "cuda") and refusal(form, a, b, here) is None else None
 
 
-def check_kernel(form: Form, a: Any, b: Any) -> None:
+def check_kernel(form: ScanForm, a: Any, b: Any) -> None:
     """Raise `InputError` if a kernel is asked for where there is none for this scan."""
     if form.implementation == "kernel" and (sentence := refusal(form, a, b, jax.default_backend())):
         raise InputError(sentence)
 
 
-def refusal(form: Form, a: Any, b: Any, platform: str) -> str | None:
+def refusal(form: ScanForm, a: Any, b: Any, platform: str) -> str | None:
     """Why no kernel computes this scan on a platform, as a sentence; None if one does. On a CPU it is interpreted."""
     try:
         kernels = _kernels()
@@ -202,7 +202,7 @@ def refusal(form: Form, a: Any, b: Any, platform: str) -> str | None:
     return kernels.affine.refusal(jax.tree.leaves(b)[0].shape, k, "gpu" if platform == "cuda" else platform)
 
 
-def _kernel(form: Form, a: Any, b: Any, h0: Any) -> Any:
+def _kernel(form: ScanForm, a: Any, b: Any, h0: Any) -> Any:
     kernels = _kernels()
     if form.kind == "diagonal":
         return kernels.diagonal(a, b, h0, form.reverse)

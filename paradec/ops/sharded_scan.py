@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 from paradec.errors import InputError, UnknownName
 from paradec.ops import affine
 from paradec.ops.affine import Leaves
-from paradec.ops.scan import Form, as_form, check_kernel, gradient_of_a, run
+from paradec.ops.scan import ScanForm, as_form, check_kernel, gradient_of_a, run
 from paradec.ops.scan_inputs import borders, check_flags, fitted, last_id, masked
 
 EXCHANGES = ("all_gather", "ppermute")
@@ -26,7 +26,7 @@ EXCHANGES = ("all_gather", "ppermute")
 class _Sharded(NamedTuple):
     """How a recurrence is computed, and over which devices. Places count in the direction of travel."""
 
-    form: Form
+    form: ScanForm
     axis: str
     exchange: str
 

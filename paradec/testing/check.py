@@ -16,20 +16,28 @@ from paradec.decode.sampling import sampling
 from paradec.decode.seams import Method, Part
 from paradec.decode.speculative import speculative
 from paradec.engines import PREFIX
+from paradec.models.attention_mixer import Attention
 from paradec.models.block_diffusion import BlockDiffusion
+from paradec.models.cells.para_gru import ParaGRU
+from paradec.models.cells.slstm import SLSTM
 from paradec.models.experts import Experts
+from paradec.models.flash_rnn import FlashRNN
+from paradec.models.gla import GLA
 from paradec.models.heads import ConfidenceFilter, DraftHeads, MedusaHeads
 from paradec.models.nemotron_diffusion import NemotronDiffusion
+from paradec.models.pararnn import ParaRNN
 from paradec.models.ranked_tree import best_first
 from paradec.system import Component, System
 from paradec.testing import canvas_laws, laws, model_laws
-from paradec.testing.tiny import drawn, ragged_prompts, tiny_recurrence, tiny_table, tiny_transformer
+from paradec.testing.tiny import drawn, ragged_prompts, tiny_recurrent, tiny_table, tiny_transformer
 from paradec.types import Denoiser, Model
 
 SLOTS, BLOCK = 128, 8
 PREFIX_TARGETS = {
     "transformer": tiny_transformer,
-    "recurrence": tiny_recurrence,
+    "pararnn": lambda: tiny_recurrent(ParaRNN(ParaGRU(4, 8), conv=3)),
+    "gla": lambda: tiny_recurrent(GLA(2)),
+    "mixed": lambda: tiny_recurrent(GLA(2, conv_size=3), Attention(4, 2, 8), FlashRNN(SLSTM(4, 8)), repeats=1),
     "experts": lambda: tiny_transformer(experts=Experts(4, 16, 2)),
     "table": lambda: tiny_table(vocab_size=29),
     "both": lambda: tiny_of_both(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32, PyTree
 
 from paradec import params, struct
-from paradec.learn.objectives.next_token import cross_entropy
+from paradec.learn.objectives.next_token import LIMITS, cross_entropy, solved
 from paradec.learn.step import Loss, Share
 
 
@@ -41,12 +42,13 @@ class Labels:
     """
 
     model: Any
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = LIMITS
     remat: bool = False  # recompute each layer in the backward pass: less memory, a third more work
 
     def __call__(self, trainable: PyTree, frozen: PyTree, batch: LabelBatch, key: jax.Array) -> Loss:
         facts: dict[str, Any] = {"remat": True} if self.remat else {}
-        logits = self.model.forward(params.merge(trainable, frozen), batch.token, **facts).logits
-        loss, right = cross_entropy(logits, batch.label)
+        out = self.model.forward(params.merge(trainable, frozen), batch.token, **facts)
+        loss, right = cross_entropy(out.logits, batch.label)
         weight = batch.learn.astype(jnp.float32)
         behind = jnp.cumsum(weight[:, ::-1], axis=1)[:, ::-1]  # labels asked for from here on
         last = jnp.where(behind == 1, weight, 0)
@@ -55,4 +57,4 @@ class Labels:
             "accuracy": Share(total(right * weight), total(weight)),
             "final": Share(total(right * last), total(last)),
         }
-        return Loss(total(loss * weight), total(weight), shares)
+        return Loss(total(loss * weight), total(weight), shares | solved(out))

@@ -14,6 +14,9 @@ from paradec import params
 from paradec.learn.step import Loss, Share
 from paradec.types import Output, TextBatch
 
+LIMITS: Mapping[str, tuple[float, float]] = {"solver_residual": (1e-3, 1.0)}
+"""Of what is reported of a solver: above the first number a run warns, above the second it stops."""
+
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
@@ -24,8 +27,7 @@ class NextToken:
     """
 
     model: Any
-    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"solver_residual": (1e-3, 1.0)}
-    """Of what is reported: above the first number a run warns, above the second it stops."""
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = LIMITS
     remat: bool = False  # recompute each layer in the backward pass: less memory, a third more work
 
     def __call__(self, trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array) -> Loss:

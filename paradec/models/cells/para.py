@@ -92,7 +92,7 @@ class ParaCell:
         one = jnp.zeros((*batch, self.width), jnp.float32)
         return one if self.states == 1 else (one,) * self.states
 
-    def step(self, w: ParaWeights, h: Any, u: Float[Array, "*B 3 N"]) -> Any:
+    def step(self, w: ParaWeights, state: Any, u: Float[Array, "*B 3 N"]) -> Any:
         """The state after one step on projected inputs."""
         raise NotImplementedError
 

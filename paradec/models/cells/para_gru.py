@@ -18,8 +18,9 @@ class ParaGRU(ParaCell):
     """`h' = (1 - z) h + z tanh(A_c h r + u_c)` with `z = σ(A_z h + u_z)`, `r = σ(A_r h + u_r)`; gates in this order:
     z, r, c."""
 
-    def step(self, w: ParaWeights, h: Float[Array, "*B N"], u: Float[Array, "*B 3 N"]) -> Float[Array, "*B N"]:
+    def step(self, w: ParaWeights, state: Float[Array, "*B N"], u: Float[Array, "*B 3 N"]) -> Float[Array, "*B N"]:
         """h after one step on projected inputs."""
+        h = state
         a = w.recurrent.astype(h.dtype).reshape((3,) + (1,) * (h.ndim - 1) + (-1,))
         z = sigmoid(a[0] * h + u[..., 0, :])
         r = sigmoid(a[1] * h + u[..., 1, :])

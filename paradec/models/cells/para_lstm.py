@@ -33,9 +33,9 @@ class ParaLSTM(ParaCell):
         """A head's channels: the paper's code counts so for this cell, and all channels for the GRU."""
         return self.head_dim
 
-    def step(self, w: ParaWeights, h: State, u: Float[Array, "*B 3 N"]) -> State:
+    def step(self, w: ParaWeights, state: State, u: Float[Array, "*B 3 N"]) -> State:
         """c and h after one step on projected inputs."""
-        c, h = h
+        c, h = state
         lift = lambda a: a.astype(h.dtype).reshape((-1,) + (1,) * (h.ndim - 1) + h.shape[-1:])
         (a_f, a_o, a_c), (c_f, c_o) = lift(w.recurrent), lift(w.peephole)
         f = sigmoid(a_f * h + c_f * c + u[..., 0, :])
