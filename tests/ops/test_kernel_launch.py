@@ -11,7 +11,7 @@ from jax import export
 from paradec.errors import InputError, UnknownName
 from paradec.models.cells.lstm import LSTM
 from paradec.ops.kernels import affine, gla, recurrent, table, tune
-from paradec.ops.kernels.affine import ScanForm
+from paradec.ops.kernels.affine import AffineForm
 from paradec.ops.kernels.launch import SCOPED_VMEM, Operand, tiled
 
 LONG = (2048, 16384, 65536)
@@ -33,7 +33,7 @@ def launches(T):
     f32, bf16 = jnp.float32, jnp.bfloat16
     for k in (1, 2):
         for shape in ((T, 2048), (T, 8, 1024), (T, 4, 768)):
-            for form in (ScanForm(), ScanForm(reverse=True, delayed=True)):
+            for form in (AffineForm(), AffineForm(reverse=True, delayed=True)):
                 launch = affine.launch(shape, k, bf16 if k == 1 else f32, f32, form)
                 yield launch, launch.floor()
     for K, V in ((128, 128), (128, 256), (256, 512)):
@@ -97,7 +97,7 @@ def test_refusals_of_gated_linear_attention():
 
 def test_kernels_lower_to_triton_on_a_machine_without_a_gpu():
     x, h = jax.ShapeDtypeStruct((256, 8, 128), jnp.bfloat16), jax.ShapeDtypeStruct((8, 128), jnp.float32)
-    scan = lambda a, b, h: affine.scan(((a,),), (b,), (h,), ScanForm(platform="gpu"))[0]
+    scan = lambda a, b, h: affine.scan(((a,),), (b,), (h,), AffineForm(platform="gpu"))[0]
     q, S = jax.ShapeDtypeStruct((2, 64, 2, 64), jnp.float32), jax.ShapeDtypeStruct((2, 2, 64, 64), jnp.float32)
     attend = lambda *x: gla.attend(*x, gla.GlaForm(0.125, platform="gpu"))[0]
     gradient = lambda f: lambda *x: jax.vjp(f, *x)[1](jnp.ones(f_shape(f, x), f_type(f, x)))

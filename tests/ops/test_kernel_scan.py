@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from paradec.ops.kernels import affine, scan
-from paradec.ops.kernels.affine import ScanForm
+from paradec.ops.kernels.affine import AffineForm
 from tests.ops.kernels import agree, random
 
 
@@ -51,7 +51,7 @@ CASES = {
 
 @pytest.mark.parametrize(("k", "shape", "dtype", "reverse", "platform"), CASES.values(), ids=CASES)
 def test_values_and_gradients_are_those_of_the_sequential_scan(k, shape, dtype, reverse, platform):
-    form = ScanForm(reverse, platform=platform, blocks=SMALL)
+    form = AffineForm(reverse, platform=platform, blocks=SMALL)
     kernel = lambda a, b, h0: affine.scan(a, b, h0, form)
     agree(kernel, partial(plain, reverse=reverse), *inputs(k, shape, jnp.dtype(dtype)))
 
@@ -59,7 +59,7 @@ def test_values_and_gradients_are_those_of_the_sequential_scan(k, shape, dtype, 
 def test_the_adjoint_has_an_adjoint():
     """Reverse over reverse: the delayed form's own rule, which no first derivative runs."""
     a, b, h0 = inputs(1, (11, 3))
-    form = ScanForm(platform="tpu", blocks=SMALL)
+    form = AffineForm(platform="tpu", blocks=SMALL)
 
     def twice(f):
         first = jax.grad(lambda a, b, h0: jnp.sum(jnp.sin(f(a, b, h0)[0])), argnums=(0, 1, 2))

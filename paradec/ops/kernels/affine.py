@@ -32,7 +32,7 @@ State = tuple[Float[Array, "..."], ...]
 Matrix = tuple[Cells, ...]
 
 
-class ScanForm(NamedTuple):
+class AffineForm(NamedTuple):
     """What is static about a scan. `blocks` None: those of the stored table."""
 
     reverse: bool = False
@@ -41,7 +41,7 @@ class ScanForm(NamedTuple):
     blocks: table.Blocks | None = None
 
 
-def scan(a: Matrix, b: Cells, h0: State, form: ScanForm) -> Cells:
+def scan(a: Matrix, b: Cells, h0: State, form: AffineForm) -> Cells:
     """The states after every step, float32, of `a[i][j]` and `b[i]` "T ...", all of one shape, and `h0[i]` "...".
 
     Delayed: `h_t = b_t + c_{t-1}` with `c_t = a_t h_t` and `c_{-1} = h0`. Reversed: from the last step to the first.
@@ -51,16 +51,16 @@ def scan(a: Matrix, b: Cells, h0: State, form: ScanForm) -> Cells:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _scan(a: Matrix, b: Cells, h0: State, form: ScanForm) -> Cells:
+def _scan(a: Matrix, b: Cells, h0: State, form: AffineForm) -> Cells:
     return on_platform({"tpu": partial(_tpu, form=form), "gpu": partial(_gpu, form=form)}, form.platform, a, b, h0)
 
 
-def _forward(a: Matrix, b: Cells, h0: State, form: ScanForm) -> tuple[Cells, Any]:
+def _forward(a: Matrix, b: Cells, h0: State, form: AffineForm) -> tuple[Cells, Any]:
     h = scan(a, b, h0, form)
     return h, (a, jax.tree.map(lambda x: x[:0], b), h0, h)  # of b only its type is needed
 
 
-def _backward(form: ScanForm, saved: Any, g: Cells) -> tuple[Matrix, Cells, State]:
+def _backward(form: AffineForm, saved: Any, g: Cells) -> tuple[Matrix, Cells, State]:
     a, like, h0, h = saved
     k, first = len(h), -1 if form.reverse else 0
     other = form._replace(reverse=not form.reverse, delayed=not form.delayed)
@@ -95,7 +95,7 @@ def refusal(shape: Sequence[int], k: int, platform: str) -> str | None:
             f"The scan kernel takes no empty arrays, and the shape is {tuple(shape)}; use implementation='sequential'."
         )
     if platform != "gpu":
-        needed = launch(shape, k, jnp.float32, jnp.float32, ScanForm()).vmem()
+        needed = launch(shape, k, jnp.float32, jnp.float32, AffineForm()).vmem()
         if needed > SCOPED_VMEM:
             return f"The scan kernel's blocks for {tuple(shape)} take {needed >> 20} MiB of VMEM; store smaller ones."
     return None
@@ -110,7 +110,7 @@ def collapsed(shape: Sequence[int]) -> tuple[int, ...]:
     return (T, *(rest or [1])) if len(rest) < 2 else (T, math.prod(rest[:-1]), rest[-1])
 
 
-def launch(shape: Sequence[int], k: int, a_type: Any, b_type: Any, form: ScanForm) -> Launch:
+def launch(shape: Sequence[int], k: int, a_type: Any, b_type: Any, form: AffineForm) -> Launch:
     """The TPU kernel for arrays of this shape: grid (rows, cells, time) or (cells, time), time last and in order."""
     T, *rest = shape = collapsed(shape)
     unit = 8 if jnp.dtype(a_type).itemsize == 4 and jnp.dtype(b_type).itemsize == 4 else 16  # rows of one tile
@@ -132,7 +132,7 @@ def launch(shape: Sequence[int], k: int, a_type: Any, b_type: Any, form: ScanFor
     )  # fmt: skip
 
 
-def _tile(shape: tuple[int, ...], k: int, unit: int, form: ScanForm) -> tuple[int, ...]:
+def _tile(shape: tuple[int, ...], k: int, unit: int, form: AffineForm) -> tuple[int, ...]:
     """The block of time, rows (if any) and cells, of about as many elements as the table says."""
     T, *rows, cells = shape
     sizes = table.blocks("diagonal" if k == 1 else "block", "tpu", form.blocks)
@@ -143,7 +143,7 @@ def _tile(shape: tuple[int, ...], k: int, unit: int, form: ScanForm) -> tuple[in
     return (max(unit, min(time, T + unit - 1) // unit * unit), *high, wide)
 
 
-def _body(*refs: Any, k: int, T: int, unit: int, form: ScanForm) -> None:
+def _body(*refs: Any, k: int, T: int, unit: int, form: AffineForm) -> None:
     a, b, h0 = refs[: k * k], refs[k * k : k * k + k], refs[k * k + k : k * k + 2 * k]
     out, carry = refs[-2 * k : -k], refs[-k:]
     axis = len(out[0].shape) - 1
@@ -186,7 +186,7 @@ def step(a: Sequence[Array], b: Sequence[Array], carry: Sequence[Array], delayed
     return h, h
 
 
-def _tpu(a: Matrix, b: Cells, h0: State, *, form: ScanForm, interpret: bool) -> Cells:
+def _tpu(a: Matrix, b: Cells, h0: State, *, form: AffineForm, interpret: bool) -> Cells:
     shape = b[0].shape
     rest = (seen := collapsed(shape))[1:]
     start = launch(shape, len(b), a[0][0].dtype, b[0].dtype, form)
@@ -194,7 +194,7 @@ def _tpu(a: Matrix, b: Cells, h0: State, *, form: ScanForm, interpret: bool) -> 
     return tuple(x.reshape(shape) for x in start(*flat, interpret=interpret))
 
 
-def _gpu(a: Matrix, b: Cells, h0: State, *, form: ScanForm, interpret: bool) -> Cells:
+def _gpu(a: Matrix, b: Cells, h0: State, *, form: AffineForm, interpret: bool) -> Cells:
     """Triton-style: a program walks all of time for a power of two of cells, its state in registers."""
     shape, k = b[0].shape, len(b)
     T, n = shape[0], math.prod(shape[1:])
@@ -216,7 +216,7 @@ def _gpu(a: Matrix, b: Cells, h0: State, *, form: ScanForm, interpret: bool) -> 
     return tuple(x[:, :n].reshape(shape) for x in out)
 
 
-def _gpu_body(*refs: Any, k: int, form: ScanForm) -> None:
+def _gpu_body(*refs: Any, k: int, form: AffineForm) -> None:
     a, b, h0, out = refs[: k * k], refs[k * k : k * k + k], refs[k * k + k : k * k + 2 * k], refs[-k:]
     T = out[0].shape[0]
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from paradec.ops.kernels import affine
-from paradec.ops.kernels.affine import ScanForm
+from paradec.ops.kernels.affine import AffineForm
 
 
 def diagonal(
@@ -25,7 +25,7 @@ def diagonal(
     """
     a = jnp.broadcast_to(a.reshape(a.shape + (1,) * (b.ndim - a.ndim)), b.shape)
     h0 = jnp.zeros(b.shape[1:], jnp.float32) if h0 is None else h0
-    return affine.scan(((a,),), (b,), (h0,), ScanForm(reverse, platform=platform))[0]
+    return affine.scan(((a,),), (b,), (h0,), AffineForm(reverse, platform=platform))[0]
 
 
 def block(
@@ -38,4 +38,4 @@ def block(
 ) -> affine.Cells:
     """`h_t = A_t h_{t-1} + b_t` with a k x k block for every cell, k <= 4: `a[i][j]`, `b[i]`, `h0[i]` of one shape."""
     h0 = tuple(jnp.zeros(x.shape[1:], jnp.float32) for x in b) if h0 is None else h0
-    return affine.scan(a, b, h0, ScanForm(reverse, platform=platform))
+    return affine.scan(a, b, h0, AffineForm(reverse, platform=platform))

@@ -75,12 +75,12 @@ def kernels(T: int = 2048, batch: int = 8, heads: int = 4, width: int = 256) -> 
 
 
 def _scan(blocks: table.Blocks, platform: str, a: Array, b: Array, h0: Array) -> Any:
-    form = affine.ScanForm(platform=platform, blocks=blocks)
+    form = affine.AffineForm(platform=platform, blocks=blocks)
     return affine.scan(((jax.nn.sigmoid(a),),), (b,), (h0,), form)
 
 
 def _blocks(blocks: table.Blocks, platform: str, *x: Array) -> Any:
-    form = affine.ScanForm(platform=platform, blocks=blocks)
+    form = affine.AffineForm(platform=platform, blocks=blocks)
     a = tuple(0.4 * jnp.tanh(y) for y in x[:4])
     return affine.scan((a[:2], a[2:]), x[4:6], x[6:], form)
 
