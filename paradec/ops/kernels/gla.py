@@ -157,7 +157,7 @@ def fitting_rows(sizes: GlaSizes, form: GlaForm, types: GlaTypes = WIDE) -> int:
 
 
 class HeadLayout:
-    """AffineForm a head's rows are cut out of "B T H W".
+    """How a head's rows are cut out of "B T H W".
 
     Where W is whole tiles of 128 lanes, from "B T (H W)", which is what the projection before has written: no copy.
     Else from "B H T W", which costs one.

@@ -200,7 +200,7 @@ def _row_of(ref: Any, t: Array, j: Array) -> Float[Array, "1 K"]:
 
 
 def _pairs(q: Array, k_ref: Any, b: Array, t: Array, j: Array) -> Float[Array, "c 1"]:
-    """AffineForm much each row of the chunk takes from its key j."""
+    """How much each row of the chunk takes from its key j."""
     return jnp.sum(q * _row_of(k_ref, t, j) * _decay(b, j), axis=1, keepdims=True)
 
 

@@ -72,7 +72,7 @@ def tiled(shape: Sequence[int], size: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """AffineForm a kernel is started. The last axis of the grid runs in order (time); those before it are independent."""
+    """How a kernel is started. The last axis of the grid runs in order (time); those before it are independent."""
 
     name: str
     body: Callable[..., None]
