@@ -24,6 +24,8 @@ from paradec.io.diffusion_gemma import (
     write_diffusion_gemma,
 )
 from paradec.io.dit import DIT, at_level_zero
+from paradec.io.gla import MODEL_TYPE as GLA_TYPE
+from paradec.io.gla import gla_entries, is_gla, read_gla, write_gla
 from paradec.io.hf_config import KNOWN, Config, read_config, write_config
 from paradec.io.names import Tensor, TensorEntry
 from paradec.io.recurrent import (
@@ -167,9 +169,9 @@ def load_hf(
 
     `dtype` None keeps the one named in config.json. A diffusion checkpoint is a `BlockDiffusion` or a
     `NemotronDiffusion`, for which `mask_id` and `block` win over config.json (see `read_diffusion`), or a
-    `DiffusionGemma`; a folder of paradec's own may be a `RecurrentLM`. Raises `UnknownName` for an architecture that
-    paradec lacks, `InputError` for an option that does not fit, and `WeightsError` for anything missing, damaged or
-    left over: every tensor is read or is on the list of ignored ones.
+    `DiffusionGemma`; a folder of paradec's own, or of flash-linear-attention's GLA, may be a `RecurrentLM`. Raises
+    `UnknownName` for an architecture that paradec lacks, `InputError` for an option that does not fit, and
+    `WeightsError` for anything missing, damaged or left over: every tensor is read or is on the list of ignored ones.
     """
     folder = Path(folder)
     where = str(folder / "config.json")
@@ -185,13 +187,12 @@ def load_hf(
             )
         gemma = read_diffusion_gemma(values, where, dtype)
         return gemma, names.load(gemma, ENTRIES, text_tensors(_open(folder)), track)
-    if is_recurrent(values):
+    if is_recurrent(values) or is_gla(values):
         if mask_id is not None or block is not None:
             raise InputError(
                 f"{where} describes a recurrent model, which fills no canvas: leave out mask_id and block."
             )
-        recurrent = read_recurrent(values, where, dtype)
-        return recurrent, load_recurrent(recurrent, _open(folder), track)
+        return _load_recurrent(folder, values, where, dtype, track)
     config, model = _described(values, where, dtype, folder, mask_id, block)
     entries, tensors, base = _entries(config), _canonical(_open(folder)), config.model
     if isinstance(base, DiT):
@@ -205,12 +206,31 @@ def load_hf(
     return dataclasses.replace(model, base=base) if isinstance(model, _ON_A_BASE) else base, weights
 
 
+def _load_recurrent(
+    folder: Path, values: Any, where: str, dtype: str | None, track: names.Track
+) -> tuple[RecurrentLM, RecurrentWeights]:
+    """A folder of paradec's own, or of flash-linear-attention's GLA."""
+    if not is_gla(values):
+        model = read_recurrent(values, where, dtype)
+        return model, load_recurrent(model, _open(folder), track)
+    model, entries, tensors = read_gla(values, where, dtype), gla_entries(values), _open(folder)
+    if model.tied:
+        _drop_copied_head(tensors, entries)
+    return model, names.load(model, entries, tensors, track)
+
+
+def save_gla(folder: str | os.PathLike[str], model: RecurrentLM, weights: RecurrentWeights) -> None:
+    """Write a folder that flash-linear-attention reads, and `load_hf`. Raises `InputError`: see `write_gla`."""
+    config = write_gla(model)
+    _save(Path(folder), config, model, gla_entries(config), weights)
+
+
 def _described(
     values: Any, where: str, dtype: str | None, folder: Path, mask_id: int | None, block: int | None
 ) -> tuple[Config, Transformer | DiT | BlockDiffusion | NemotronDiffusion]:
     if is_diffusion(values):
         return read_diffusion(values, where, dtype, folder=folder, mask_id=mask_id, block=block)
-    config = read_config(values, where, dtype, known=(*KNOWN, *FAMILIES, MODEL_TYPE))
+    config = read_config(values, where, dtype, known=(*KNOWN, *FAMILIES, MODEL_TYPE, GLA_TYPE))
     if mask_id is not None or block is not None:
         raise InputError(
             f"mask_id and block belong to diffusion checkpoints, and {where} describes a {config.family} model. "

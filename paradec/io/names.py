@@ -29,6 +29,7 @@ from paradec.errors import InputError, WeightsError
 from paradec.models.diffusion_gemma import DiffusionGemma
 from paradec.models.dit import DiT
 from paradec.models.heads import MedusaHeads
+from paradec.models.recurrent import RecurrentLM
 from paradec.models.transformer import Transformer
 from paradec.types import Spec
 
@@ -88,7 +89,7 @@ def check_dtype(dtype: str) -> None:
         raise InputError(f"Weights cannot be loaded as {dtype!r}. Use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
 
 
-Architecture = Transformer | DiT | MedusaHeads | DiffusionGemma
+Architecture = Transformer | DiT | MedusaHeads | DiffusionGemma | RecurrentLM
 
 
 def sizes(model: Architecture) -> dict[str, int]:
@@ -96,11 +97,15 @@ def sizes(model: Architecture) -> dict[str, int]:
 
     Where there are experts, X counts them, R is the width of one and S that of the MLP beside them. A diffusion
     transformer embeds N frequencies of its noise level in C = E numbers, and M = 3 things lie together in its files.
+    Of GLA, K and E are the sizes of a head's keys and values, R is the rank of its gates, W the width of convolutions.
     """
     if isinstance(model, MedusaHeads):
         return {"V": model.vocab_size, "D": model.width, "E": model.width}
     if isinstance(model, DiffusionGemma):
         return model.letters()
+    if isinstance(model, RecurrentLM):
+        mixer = model.pattern[0].letters(model.width)
+        return mixer | {"V": model.vocab_size, "D": model.width, "F": model.mlp_width}
     found = {
         "V": model.vocab_size, "D": model.width, "H": model.num_kv_heads, "G": model.groups, "K": model.head_dim,
         "F": model.mlp_width, "J": model.head_dim // 2, "I": 2,
@@ -223,7 +228,8 @@ def _leading(model: Architecture) -> int:
 
 
 def _leaf(tree: Any, path: str) -> Any:
-    return functools.reduce(lambda node, name: node and getattr(node, name), path.split("."), tree)
+    step = lambda node, name: node and (node[int(name)] if name.isdigit() else getattr(node, name))
+    return functools.reduce(step, path.split("."), tree)
 
 
 def _part(weights: Any, place: _Place) -> np.ndarray:

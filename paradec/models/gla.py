@@ -119,6 +119,11 @@ class GLA(Mixer):
             found.append(size // self.num_heads)
         return found[0], found[1]
 
+    def letters(self, width: int) -> dict[str, int]:
+        """The sizes that the table of `io.gla` names, E being V."""
+        (K, E), H = self.head_sizes(width), self.key_heads
+        return {"H": H, "G": self.num_heads // H, "K": K, "E": E, "R": self.gate_rank, "W": self.conv_size, "U": 1}
+
     def specs(self, layers: int, width: int, dtype: str, branch: float) -> GLAWeights:
         """The weights, a `Spec` at every leaf."""
         (K, V), H, G = self.head_sizes(width), self.key_heads, self.num_heads // self.key_heads

@@ -68,6 +68,33 @@ def test_fixture():
     np.testing.assert_allclose(y[0, [0, 4]], [first, last], atol=2e-6)
 
 
+def test_every_option_by_hand(made):
+    """Shared keys, a convolution and SiLU on all three, gates that are bounded; step by step in float64."""
+    w = {k: np.asarray(v[0], np.float64) for k, v in vars(made[1].layers[0].mixer).items()}
+    x = fill((1, 9, 32), 0.1, 2)
+    silu = lambda a: a / (1 + np.exp(-a))
+
+    def convolved(name):
+        a = np.einsum("td,d...->t...", x[0].astype(np.float64), w[name])
+        past = np.concatenate([np.zeros((3, *a.shape[1:])), a])
+        return silu(sum(w[f"{name}_conv"][i] * past[i : i + 9] for i in range(4)))
+
+    q, k, v = map(convolved, "qkv")
+    raw = np.einsum("td,dr,rhk->thk", x[0], w["gate_down"], w["gate_up"]) + w["gate_bias"]
+    unbounded = -np.log1p(np.exp(-raw)) / 0.5
+    g = np.maximum(unbounded, -3.0)
+    assert 0.1 < (g == -3).mean() < 0.9, "the bound should matter"
+    S, y = np.zeros((2, 6, 8)), []
+    for t in range(9):
+        S = np.exp(g[t])[..., None] * S + k[t][..., None] * v[t][:, None]
+        o = 6**-0.5 * np.einsum("hgk,hkv->hgv", q[t], S)
+        o = o / np.sqrt((o * o).mean(-1, keepdims=True) + 1e-6) * w["head_norm"]
+        y.append(np.einsum("hgv,hgvd->d", o * silu(np.einsum("d,dhgv->hgv", x[0, t], w["out_gate"])), w["out"]))
+    one = jax.tree.map(lambda a: a[0], made[1].layers[0].mixer)
+    got, _ = jax.jit(FULL.forward)(one, jnp.asarray(x), Facts(jnp.arange(9)[None]))
+    np.testing.assert_allclose(got[0], y, atol=1e-5)
+
+
 @pytest.mark.parametrize("chain", [True, False])
 def test_ragged_calls_are_one_forward(made, chain):
     laws.cache(*made, token(3, 16), laws.plan(0, 4, 3, 3, 7), chain=chain)
