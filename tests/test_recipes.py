@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs import learned_filter, lm, masked, medusa
+from configs import learned_filter, lm, masked, medusa, tracking
 from paradec import config as configs
 from paradec.learn import step as learn
 
 pytestmark = pytest.mark.usefixtures("no_vast_allocation")
 
-RECIPES = {"lm": lm, "masked": masked, "medusa": medusa, "learned_filter": learned_filter}
+RECIPES = {"lm": lm, "masked": masked, "medusa": medusa, "learned_filter": learned_filter, "tracking": tracking}
 CASES = int(os.environ.get("PARADEC_CASES", "40"))
 
 WRONG = {
@@ -28,6 +28,9 @@ WRONG = {
         ("--shape.heads 3", "heads must be a multiple of kv_heads (4); 3 was given."),
         ("--shape.kv-heads 0", "kv_heads must be at least 1; 0 was given."),
         ("--shape.head-dim 7", "head_dim must be even, since rotary positions turn pairs; 7 was given."),
+        ("--shape.pattern glaa", "There is no kind of layer named 'glaa'. Did you mean 'gla'?"),
+        ("--shape.pattern gla attention --shape.layers 3", "3 layers are no whole number of patterns of 2."),
+        ("--shape.mlp 0", "mlp must be at least 1; 0, no MLP, needs a pattern; 0 was given."),
         ("--shape.theta nan", "theta must be above 0 and finite; nan was given."),
         ("--plan.steps 0 --plan.warmup 0", "plan.steps must be at least 1; 0 was given."),
         ("--plan.steps -3", "steps must be 0 or more, and below 2**31; -3 was given."),
@@ -53,6 +56,12 @@ WRONG = {
         ("--devices.data 0", "data must be at least 1, or -1 for all devices that are left; 0 was given."),
         ("--devices.model 0", "model must be at least 1; 0 was given."),
         ("--data.length 1", "length must be at least 2; 1 was given."),
+    ],
+    "tracking": [
+        ("--words.task s6", "There is no task of state tracking named 's6'. Did you mean 's5'?"),
+        ("--words.length 0", "length must be at least 1; 0 was given."),
+        ("--words.modulus 1", "modulus must be at least 2; 1 was given."),
+        ("--rows 0", "rows must be at least 1; 0 was given."),
     ],
     "masked": [
         ("--batch -1", "batch must be at least 1; -1 was given."),

@@ -19,6 +19,7 @@ from configs import learned_filter as filter_configs
 from configs import lm as lm_configs
 from configs import masked as masked_configs
 from configs import medusa as medusa_configs
+from configs import tracking as tracking_configs
 from paradec import params
 from paradec.errors import InputError
 from paradec.io.medusa import load_medusa
@@ -77,6 +78,38 @@ def test_a_new_model_from_text_can_be_loaded(tmp_path):
     with pytest.raises(InputError, match=r"contents\.\S+text.txt: 1,800 bytes, sha256 \w+ → 1,839 bytes, sha256"):
         program("lm").main(config)
     assert json.loads((tmp_path / "out" / "model" / "training.json").read_text()) == facts
+
+
+def test_a_recurrent_model_from_text_decodes_exactly(tmp_path):
+    """A mixed stack on eight devices: trained, written, loaded, and drafted for without another token."""
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    data = lm_configs.Data(kind="text", files=(text,), length=33)
+    shape = lm_configs.Shape(
+        layers=2, width=32, heads=4, kv_heads=2, head_dim=8, mlp=48, pattern=("para_gru", "attention")
+    )  # fmt: skip
+    program("lm").main(small(lm_configs.tiny(), tmp_path / "out", data=data, shape=shape))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["solver_residual"] < 1e-3 for line in lines if "solver_residual" in line)
+    assert any("solver_residual" in line for line in lines)
+    lm = paradec.load(str(tmp_path / "out" / "model"))
+    assert [type(mixer).__name__ for mixer in lm.model.pattern] == ["ParaRNN", "Attention"]
+    ask = dict(raw=True, max_new_tokens=12)
+    plain, drafted = (lm.generate("the fox", method=name, **ask)[0] for name in ("ar", "prompt_lookup"))
+    assert plain.token_ids == drafted.token_ids and len(plain.token_ids) == 12
+
+
+def test_state_tracking_is_asked_about_longer_words(tmp_path):
+    base = tracking_configs.parity()
+    words = tracking_configs.Words("parity", length=8)
+    shape = dataclasses.replace(base.shape, width=8, head_dim=8)
+    plan = dataclasses.replace(base.plan, steps=3, warmup=1)
+    config = dataclasses.replace(base, words=words, shape=shape, plan=plan, batch=32, run=Run(out=tmp_path))
+    found = program("tracking").main(config)
+    written = json.loads((tmp_path / "tracking.json").read_text())
+    assert written["longer"] == found["longer"] and written["longer"]["length"] == 32
+    assert 0.3 < written["longer"]["final"] < 0.7, "three steps teach no parity"
+    assert written["trained"]["length"] == 8 and written["parameters"] > 500
 
 
 def test_a_base_or_a_tokenizer_of_the_same_name_that_became_another(tmp_path):

@@ -34,7 +34,24 @@ def test_a_model_answers_the_written_tasks(tmp_path, capsys):
     assert "left out: " in capsys.readouterr().out
 
 
+def test_recurrences_are_timed_in_their_forms(tmp_path, capsys):
+    out, png = tmp_path / "ops.json", tmp_path / "ops.png"
+    args = ["--recurrences", "diagonal,para_gru", "--lengths", "16,32", "--width", "4", "--rounds", "1"]
+    assert main(["bench", "ops", *args, "--json", str(out), "--png", str(png)]) == 0
+    timings = json.loads(out.read_text())["timings"]
+    forms = {(t["recurrence"], t["form"], t["length"]) for t in timings}
+    assert {("diagonal", "lanes", 16), ("para_gru", "sequential", 32)} <= forms and len(forms) == len(timings) == 16
+    assert all(t["forward"] > 0 and t["gradient"] > 0 for t in timings)
+    floor = {(t["recurrence"], t["length"]): t["floor"] for t in timings}
+    assert floor["diagonal", 32] == 3 * 32 * 4 * 4 == 2 * floor["diagonal", 16]  # decay, input, states
+    assert png.stat().st_size > 10_000 and "interleaved rounds" in capsys.readouterr().out
+
+
 def test_bad_input(capsys):
+    assert main(["bench", "ops", "--lengths", "12,x"]) == 2
+    assert "'x' was given" in capsys.readouterr().err
+    assert main(["bench", "ops", "--recurrences", "gru"]) == 2
+    assert "Did you mean 'para_gru'" in capsys.readouterr().err
     assert main(["bench", "paralelbench"]) == 2
     assert "Did you mean 'parallelbench'" in capsys.readouterr().err
     assert main(["bench", "--decodes", "0"]) == 2

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from paradec.learn import loop
 from paradec.learn.loop import Run
 from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.report import Work
-from paradec.learn.step import Loss, Plan
+from paradec.learn.step import Loss, Plan, Share
 from paradec.testing import tiny_transformer
 
 pytestmark = pytest.mark.mixed_dtypes  # optax raises a float to an int32 step
@@ -268,6 +269,28 @@ def test_a_loss_that_is_no_number_stops_after_a_last_checkpoint(tmp_path):
     assert np.isnan(losses[-1]) and np.isfinite(losses[:-1]).all() and len(losses) == number + 1
     final = fit(tmp_path, objective=NextToken(structure))  # goes on behind the batch that broke it
     assert int(final.step) == 12 and all(np.isfinite(x).all() for x in jax.tree.leaves(final.trainable))
+
+
+class Solves(NextToken):
+    """An objective whose solver leaves this residual after so many steps."""
+
+    residual: ClassVar[float] = 0.0
+
+    def __call__(self, *args):
+        loss = super().__call__(*args)
+        return loss._replace(sums=loss.sums | {"solver_residual": Share(jnp.float32(self.residual), jnp.float32(1))})
+
+
+@pytest.mark.parametrize(("residual", "said"), [(1e-4, None), (0.01, "warns"), (2.0, "stops"), (np.nan, "stops")])
+def test_a_solver_that_does_not_converge_is_told(residual, said, tmp_path, capsys):
+    objective = type("Solves", (Solves,), {"residual": residual})(model()[0])
+    if said == "stops":
+        with pytest.raises(Diverged, match=f"solver_residual of step 1 is {residual:g}.*saved as step"):
+            fit(tmp_path, objective=objective)
+        return
+    fit(tmp_path, objective=objective)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("Step 1: solver_residual is 0.01, above 0.001") == (said == "warns")
 
 
 def test_data_that_ends(tmp_path):
