@@ -90,7 +90,8 @@ def solve(
     Methods: `sequential` is a `lax.scan`. `newton` uses the whole Jacobian, `quasi` its diagonal, `damped` (ELK) a
     Kalman filter on that diagonal, whose observations are the states of the iteration before, with noise `1 / damping`;
     `jacobi` uses none. `auto` is `sequential` where compiled for a CPU, which no parallel method beats, and `newton`
-    elsewhere. All start from the step on a state of zeros; after k iterations states 0 to k of a window are exact.
+    elsewhere. All start from the step on a state of zeros; after k iterations states 0 to k of a window are exact, of
+    `damped` state 0 alone.
 
     A window of `window` steps (None: all) is solved from the last state of the one before, all rows of the batch in it
     together, with at most `iterations` iterations: until the residual (see `Info`) is at most `tol`, or exactly so many
