@@ -41,13 +41,13 @@ class Shape:
         """Raise `InputError` for numbers that make no decoder."""
         check_least(self, dict.fromkeys(("layers", "width", "heads", "kv_heads", "head_dim"), 1) | {"mlp": 0})
         check_fields(self, {
-            "mlp": (self.mlp >= 1 or bool(self.pattern), "at least 1; 0, no MLP, needs a pattern"),
+            "mlp": (self.mlp >= 1 or bool(self.pattern), "at least 1"),
             "heads": (self.heads % self.kv_heads == 0, f"a multiple of kv_heads ({self.kv_heads})"),
             "head_dim": (self.head_dim % 2 == 0, "even, since rotary positions turn pairs"),
             "theta": (0 < self.theta < math.inf, "above 0 and finite"),
         })  # fmt: skip
         if unknown := next((name for name in self.pattern if name not in KINDS), None):
-            raise UnknownName("kind of layer", unknown, KINDS)
+            raise InputError(str(UnknownName("kind of layer", unknown, KINDS)))
         if self.pattern and self.layers % len(self.pattern):
             raise InputError(f"{self.layers} layers are no whole number of patterns of {len(self.pattern)}.")
 

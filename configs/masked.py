@@ -8,7 +8,7 @@ from typing import Literal
 
 from configs.lm import Devices, Shape, check_data, check_rows
 from paradec.data.lists import OPERATIONS
-from paradec.errors import check_least
+from paradec.errors import InputError, check_least
 from paradec.learn.loop import Run
 from paradec.learn.objectives.masked import Noise
 from paradec.learn.step import Plan
@@ -57,6 +57,8 @@ class Masked:
         """Raise `InputError` for what cannot be trained."""
         check_least(self, {"block": 0})
         check_rows(self)
+        if self.shape.pattern:
+            raise InputError("Layers of a pattern read what stands before a token alone: leave out --shape.pattern.")
 
 
 def lists() -> Masked:

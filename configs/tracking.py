@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from configs.lm import Shape, check_rows
-from paradec.data.tracking import Tracking
-from paradec.errors import check_fields, check_least
+from paradec.data.tracking import TASKS, Tracking
+from paradec.errors import InputError, UnknownName, check_fields, check_least
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
 
@@ -26,9 +26,10 @@ class Words:
     """States of the counter."""
 
     def __post_init__(self) -> None:
-        """Raise for a task or a number that is none."""
+        """Raise `InputError` for a task or a number that is none."""
         check_least(self, {"length": 1, "test_length": 0, "modulus": 2})
-        self.source(rows=1, seed=0)
+        if self.task not in TASKS:
+            raise InputError(str(UnknownName("task of state tracking", self.task, TASKS)))
 
     def source(self, rows: int, seed: int) -> Tracking:
         """Rows of the task."""

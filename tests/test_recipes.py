@@ -30,7 +30,6 @@ WRONG = {
         ("--shape.head-dim 7", "head_dim must be even, since rotary positions turn pairs; 7 was given."),
         ("--shape.pattern glaa", "There is no kind of layer named 'glaa'. Did you mean 'gla'?"),
         ("--shape.pattern gla attention --shape.layers 3", "3 layers are no whole number of patterns of 2."),
-        ("--shape.mlp 0", "mlp must be at least 1; 0, no MLP, needs a pattern; 0 was given."),
         ("--shape.theta nan", "theta must be above 0 and finite; nan was given."),
         ("--plan.steps 0 --plan.warmup 0", "plan.steps must be at least 1; 0 was given."),
         ("--plan.steps -3", "steps must be 0 or more, and below 2**31; -3 was given."),
@@ -58,13 +57,17 @@ WRONG = {
         ("--data.length 1", "length must be at least 2; 1 was given."),
     ],
     "tracking": [
-        ("--words.task s6", "There is no task of state tracking named 's6'. Did you mean 's5'?"),
+        ("--words.task s6", "There is no task of state tracking named 's6'."),
         ("--words.length 0", "length must be at least 1; 0 was given."),
         ("--words.modulus 1", "modulus must be at least 2; 1 was given."),
         ("--rows 0", "rows must be at least 1; 0 was given."),
     ],
     "masked": [
         ("--batch -1", "batch must be at least 1; -1 was given."),
+        (
+            "--shape.pattern gla",
+            "Layers of a pattern read what stands before a token alone: leave out --shape.pattern.",
+        ),
         ("--block -1", "block must be at least 0; -1 was given."),
         ("--noise.low nan", "low must be above 0 and at most high (1.0); nan was given."),
         ("--noise.high nan", "low must be above 0 and at most high (nan); 0.001 was given."),
