@@ -153,7 +153,8 @@ def attend(
     d: Decays,
 ) -> tuple[Float[Array, "B H G C V"], Float[Array, "B H K V"]]:
     """The outputs of one chunk, and the state after it. `own` is `q_t · k_t`: a query reads its own step undecayed."""
-    # Groups are rows of the product: as an axis of its own, XLA's CPU library reads memory that nobody wrote (0.10.2).
+    # Groups are rows of the product. As an axis of their own, some compilations of a gradient on a CPU gave NaN, and
+    # none without XLA's YNNPACK (jaxlib 0.10.2): the same program and numbers, now right, now not.
     rows = (q * d.start[:, :, None]).reshape(*k.shape[:2], -1, k.shape[3])
     past = _einsum("bhtk,bhkv->bhtv", rows, state).reshape(*q.shape[:4], -1)
     inside = _einsum("bhgts,bhsv->bhgtv", scores(q, k, d), v)

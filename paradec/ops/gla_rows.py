@@ -46,7 +46,9 @@ def gla_rows(
     # A pair's exponent is taken before `exp`: apart, exp(-b_j) would overflow. The sum over K never stands in memory.
     decay = jnp.exp(jnp.where(sees[..., None, None], b[:, :, None] - total[:, None], -jnp.inf))
     scores = jnp.sum(wide[:, :, None] * (k[:, None] * decay)[:, :, :, :, None], axis=-1)  # "B M N H G"
-    past = _einsum("bmhgk,bhkv->bmhgv", wide * jnp.exp(b)[:, :, :, None], state)
+    # Rows and groups as one axis of the product, for the reason in `gla_chunk.attend`.
+    read = (wide * jnp.exp(b)[:, :, :, None]).transpose(0, 2, 1, 3, 4).reshape(B, H, -1, K)
+    past = _einsum("bhtk,bhkv->bhtv", read, state).reshape(B, H, M, Q // H, -1).transpose(0, 2, 1, 3, 4)
     o = past + _einsum("bmnhg,bnhv->bmhgv", scores, v)
     return o.reshape(B, M, Q, -1).astype(q.dtype)
 
