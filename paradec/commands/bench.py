@@ -43,7 +43,7 @@ def bench(
     png: o.Figure = None,
     json_path: o.JsonFile = None,
 ) -> int:
-    """Accuracy over tokens per call: rules on exact posteriors, or a model's answers. Or how long recurrences take."""
+    """Accuracy over tokens per call of rules or answers; times of recurrences."""
     if benchmark not in ("parallelbench", "ops"):
         raise UnknownName("benchmark", benchmark, ["parallelbench", "ops"])
     counts = {"decodes": decodes, "limit": limit, "batch_size": batch_size, "width": width, "rounds": rounds}
