@@ -11,7 +11,8 @@ from paradec.config import several
 from paradec.errors import InputError, UnknownName, check_fields, check_kinds, check_least
 from paradec.learn.loop import Run
 from paradec.learn.step import Plan
-from paradec.models.mixers import KINDS
+from paradec.models.mixers import KINDS, LayerSizes
+from paradec.models.recurrent import RecurrentLM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Shape:
             raise InputError(str(UnknownName("kind of layer", unknown, KINDS)))
         if self.pattern and self.layers % len(self.pattern):
             raise InputError(f"{self.layers} layers are no whole number of patterns of {len(self.pattern)}.")
+
+    def recurrent(self, vocab_size: int) -> RecurrentLM:
+        """The structure that `pattern` asks for."""
+        sizes = LayerSizes(self.width, self.heads, self.kv_heads, self.head_dim, self.theta)
+        return RecurrentLM(
+            vocab_size=vocab_size, width=self.width, pattern=tuple(KINDS[kind](sizes) for kind in self.pattern),
+            repeats=self.layers // len(self.pattern), mlp_width=self.mlp, tied=self.tied,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,6 @@ from paradec.learn.objectives.next_token import NextToken
 from paradec.learn.report import Work
 from paradec.learn.step import TrainState, accumulate
 from paradec.models import lora
-from paradec.models.mixers import KINDS, LayerSizes
 from paradec.models.recurrent import RecurrentLM
 from paradec.models.transformer import Transformer
 from paradec.ops.rope import Rope
@@ -144,11 +143,7 @@ def shape(config: Lm, vocab_size: int) -> Transformer | RecurrentLM:
     """The structure of a new model."""
     s = config.shape
     if s.pattern:
-        sizes = LayerSizes(s.width, s.heads, s.kv_heads, s.head_dim, s.theta)
-        return RecurrentLM(
-            vocab_size=vocab_size, width=s.width, pattern=tuple(KINDS[kind](sizes) for kind in s.pattern),
-            repeats=s.layers // len(s.pattern), mlp_width=s.mlp, tied=s.tied,
-        )  # fmt: skip
+        return s.recurrent(vocab_size)
     return Transformer(
         vocab_size=vocab_size, width=s.width, num_layers=s.layers, num_heads=s.heads, num_kv_heads=s.kv_heads,
         head_dim=s.head_dim, mlp_width=s.mlp, tied=s.tied, max_length=config.data.length - 1, rope=Rope(theta=s.theta),

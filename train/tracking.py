@@ -35,8 +35,6 @@ from paradec.data.tracking import Tracking
 from paradec.io import text_file
 from paradec.learn import loop
 from paradec.learn.objectives.labels import Labels, label_batch
-from paradec.models.mixers import KINDS, LayerSizes
-from paradec.models.recurrent import RecurrentLM
 
 ASK = 512
 """Words that are asked, of each length."""
@@ -45,7 +43,7 @@ ASK = 512
 def main(config: StateTracking) -> dict[str, Any]:
     """Train, ask, and write down what came out."""
     rows = config.words.source(config.rows, config.seed)
-    model = shape(config, rows.vocab_size)
+    model = config.shape.recurrent(rows.vocab_size)
     objective, key = Labels(model), jax.random.key(config.seed)
     trainable, frozen = params.partition(params.init(model.specs(), key), lambda name: True)
     with mesh.use(mesh.make_mesh(data=-1), mesh.REPLICATED):
@@ -81,16 +79,6 @@ def asked(
     """`accuracy` over all positions and `final`, that of the last."""
     found = loop.Evaluator(config.plan, objective, frozen, chain.HeldOut(source, config.batch, label_batch))(state)
     return {name: found[name] for name in ("accuracy", "final")}
-
-
-def shape(config: StateTracking, vocab_size: int) -> RecurrentLM:
-    """The structure of a new model."""
-    s = config.shape
-    sizes = LayerSizes(s.width, s.heads, s.kv_heads, s.head_dim, s.theta)
-    return RecurrentLM(
-        vocab_size=vocab_size, width=s.width, pattern=tuple(KINDS[kind](sizes) for kind in s.pattern),
-        repeats=s.layers // len(s.pattern), mlp_width=s.mlp, tied=s.tied,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from paradec.errors import InputError, UnknownName, at_least
 from paradec.ops.gla_chunk import Form, bounded, chunked, floor
 from paradec.ops.recurrent import state_dtype
+from paradec.ops.scan_inputs import borders
 
 IMPLEMENTATIONS = ("auto", "recurrent", "chunk", "kernel")
 SHORT = 16
@@ -76,7 +77,11 @@ def gla(
         return jnp.zeros((B, 0, q.shape[2], v.shape[3]), q.dtype), first
     if valid is not None:
         q, k, v, g = (jnp.where(valid[..., None, None], x, 0) for x in (q, k, v, g))
-    border = jnp.zeros((B, T), bool) if segment is None else borders(segment, valid)
+    border = (
+        jnp.zeros((B, T), bool)
+        if segment is None
+        else borders(segment.T, None if valid is None else valid.T, reverse=False).T
+    )
     form = Form(K**-0.5 if scale is None else scale, chunk, sub_chunk)
     return _chosen(implementation, form, q, v)(q, k, v, g, first, border)
 
@@ -129,16 +134,6 @@ def check_shapes(q: Any, k: Any, v: Any, g: Any, state: Any, segment: Any, valid
     for name, (given, shape) in wanted.items():
         if given is not None and given.shape != shape:
             raise InputError(f"With k {k.shape} and v {v.shape}, {name} must be {shape}; it is {given.shape}.")
-
-
-def borders(segment: Int[Array, "B T"], valid: Bool[Array, "B T"] | None) -> Bool[Array, "B T"]:
-    """Where a new segment begins: the id differs from that of the last valid step before, if there is one."""
-    index = lax.broadcasted_iota(jnp.int32, segment.shape, 1)
-    last = lax.cummax(index if valid is None else jnp.where(valid, index, -1), axis=1)
-    last = jnp.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    before = jnp.take_along_axis(segment, jnp.maximum(last, 0), axis=1)
-    found = (last >= 0) & (segment != before)
-    return found if valid is None else found & valid
 
 
 # Each form takes q, k, v and g as they are given, the state, wide, and the borders "B T"; and a `Form`.
